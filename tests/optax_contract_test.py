@@ -1,0 +1,129 @@
+"""The contract that every optax transform of this project is held to.
+
+A transform joins by one line in `REGISTRY`; it is then run through every check
+of `tests.helpers.optax_contract`. Optax's own transforms are run as controls.
+For each check there is also a transform that breaks just that rule, and a test
+that the check notices: a check that lets everything pass is found out.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+
+import optax
+from absl.testing import absltest, parameterized
+
+from tests.helpers import broken_transforms, devices, optax_contract
+
+# name -> factory(learning_rate) -> optax.GradientTransformation.
+# Transforms of jaxpapers first, then controls from optax.
+REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'optax_sgd_momentum': functools.partial(optax.sgd, momentum=0.875),
+  'optax_adam': optax.adam,
+  'optax_clip_then_sgd': lambda learning_rate: optax.chain(
+    optax.clip_by_global_norm(0.5), optax.sgd(learning_rate)
+  ),
+}
+
+
+def sharding_factories():
+  """All transforms that `check_sharding` is run with, broken ones too."""
+  faulty = {
+    name: factory
+    for name, (factory, _) in broken_transforms.BROKEN_SHARDING.items()
+  }
+  return {**REGISTRY, **faulty}
+
+
+def single_device_results() -> dict[str, list[float]]:
+  """What each transform gives without a mesh, where JAX sees one device."""
+  return {
+    name: optax_contract.train_for_sharding(factory)
+    for name, factory in sharding_factories().items()
+  }
+
+
+def sharding_failures(expected: dict[str, list[float]]) -> dict[str, str]:
+  """Runs `check_sharding` for all transforms.
+
+  Args:
+    expected: name -> its entry of `single_device_results`.
+
+  Returns:
+    Name -> '' or what went wrong.
+  """
+  failures = {}
+  for name, factory in sharding_factories().items():
+    try:
+      optax_contract.check_sharding(factory, expected[name])
+      failures[name] = ''
+    except Exception as error:
+      failures[name] = f'{type(error).__name__}: {error}'
+  return failures
+
+
+@functools.cache
+def sharding_failures_on_8_devices() -> dict[str, str]:
+  """`sharding_failures` of a process with 8 devices; started once for all."""
+  out = devices.run(
+    """
+    import json
+    from tests import optax_contract_test
+    print(json.dumps(optax_contract_test.single_device_results()))
+    """,
+    device_count=1,
+  )
+  expected = json.loads(out.splitlines()[-1])
+  out = devices.run(
+    f"""
+    import json
+    import jax
+    from tests import optax_contract_test
+    assert jax.device_count() == 8
+    expected = json.loads({json.dumps(expected)!r})
+    print(json.dumps(optax_contract_test.sharding_failures(expected)))
+    """
+  )
+  return json.loads(out.splitlines()[-1])
+
+
+class OptaxContractTest(parameterized.TestCase):
+  """Every registered transform against every check."""
+
+  @parameterized.named_parameters(
+    (f'{name}_{check}', name, check)
+    for name in REGISTRY
+    for check in optax_contract.CONTRACT
+  )
+  def test_keeps(self, name, check):
+    optax_contract.CONTRACT[check](REGISTRY[name])
+
+  @parameterized.named_parameters((name, name) for name in REGISTRY)
+  def test_keeps_sharding(self, name):
+    self.assertEqual(sharding_failures_on_8_devices()[name], '')
+
+
+class ChecksCanFailTest(parameterized.TestCase):
+  """Each check against a transform that breaks the rule it is there for."""
+
+  def test_each_check_has_a_broken_transform(self):
+    self.assertSameElements(broken_transforms.BROKEN, optax_contract.CONTRACT)
+
+  @parameterized.named_parameters(
+    (check, check) for check in optax_contract.CONTRACT
+  )
+  def test_notices(self, check):
+    factory, message = broken_transforms.BROKEN[check]
+    with self.assertRaisesRegex(Exception, f'(?s){message}'):
+      optax_contract.CONTRACT[check](factory)
+
+  @parameterized.named_parameters(
+    (name, name) for name in broken_transforms.BROKEN_SHARDING
+  )
+  def test_notices_sharding(self, name):
+    _, message = broken_transforms.BROKEN_SHARDING[name]
+    self.assertRegex(sharding_failures_on_8_devices()[name], message)
+
+
+if __name__ == '__main__':
+  absltest.main()
