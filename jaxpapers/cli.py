@@ -109,11 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: arguments without the program name; None takes `sys.argv[1:]`.
 
   Returns:
-    Exit code: 0, or 2 for a name that no script has. A script that is run
-    ends the process by its own exit code.
+    Exit code: 0, 2 for a name that no script has, 1 where the installation
+    has no scripts. A script that is run ends the process by its own exit code.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
-  folder = scripts_folder()
+  try:
+    folder = scripts_folder()
+  except FileNotFoundError as error:
+    print(f'jaxpapers: {error}', file=sys.stderr)
+    return 1
   scripts = list_scripts(folder)
 
   if not argv or argv[0] in ('-h', '--help', 'help'):

@@ -319,7 +319,7 @@ def parse(text: str) -> list[Target]:
   targets = []
   for statement in ast.parse(text).body:
     call = getattr(statement, 'value', None)
-    if isinstance(call, ast.Constant):
+    if isinstance(statement, ast.Expr) and isinstance(call, ast.Constant):
       continue
     if not (
       isinstance(statement, ast.Expr)

@@ -11,12 +11,11 @@ one. Code for a mesh therefore runs in a process of its own:
 """
 
 import os
-import pathlib
 import subprocess
 import sys
 import textwrap
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from tests.helpers.repository import ROOT
 
 
 def environment(device_count: int = 8) -> dict[str, str]:
