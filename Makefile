@@ -67,7 +67,7 @@ build-file:
 lock: $(VENV)/installed-lint
 	$(PIP) install -q uv
 	$(BIN)/uv pip compile --quiet setup.py --extra all --extra test \
-	  --python-version 3.11 --universal --no-header --no-annotate \
+	  --python-version 3.11 --no-header --no-annotate \
 	  --output-file requirements_lock.txt
 
 clean:
