@@ -383,8 +383,9 @@ def physical_density(
     constrain_volume: whether `z` are logits to pass through the volume sigmoid.
     filter_radius: radius of the cone filter, in elements.
     projection: None, or `(beta, eta)` of the Heaviside projection.
-    constrain: what has the wanted mean over the mask: `'design'`, the densities
-      before filter and projection, as in the paper; or `'physical'`, the result.
+    constrain: what has the wanted mean over the mask: `'design'`, the
+      densities before filter and projection, as in the paper; or `'physical'`,
+      the result.
 
   Returns:
     Physical densities `(nely, nelx)`, dtype of `z`.
@@ -403,7 +404,9 @@ def physical_density(
     )
   mask = _as_like(problem.mask, z)
   solid = None if problem.solid is None else _as_like(problem.solid, z)
-  fill = lambda x: x if solid is None else solid + (1 - solid) * x
+
+  def fill(x):
+    return x if solid is None else solid + (1 - solid) * x
 
   def finish(x):
     x = fill(cone_filter(fill(x), filter_radius, mask))
@@ -435,7 +438,9 @@ def _physical_shift(z, fraction, mask, finish):
     return x.sum() / mask.sum() - fraction
 
   def solve(function, _):
-    value_and_slope = lambda b: jax.jvp(function, (b,), (jnp.ones_like(b),))
+    def value_and_slope(b):
+      return jax.jvp(function, (b,), (jnp.ones_like(b),))
+
     return roots.monotone_root(value_and_slope, low, high)
 
   def tangent_solve(function, y):
