@@ -247,14 +247,15 @@ def convolve(x, kernel, method: str = 'auto', precision=None):
 
 
 def convolve_by_matmul(x, kernel, precision=None):
-  """The convolution as one matrix product and a sum of shifted slices.
+  """The convolution as one matrix product and a sum of shifted parts.
 
-  Every position is multiplied by the whole kernel at once, and each tap's
-  result is added where it belongs. Its derivatives are again one product each,
-  where XLA's convolutions on CPU take a slow path for the derivative of wide
-  images with few channels; a batch of networks becomes a batched product
-  rather than a grouped convolution. It needs memory for
-  `kernel_height * kernel_width` outputs.
+  Every position is multiplied by the whole kernel at once, and each tap's part
+  of the result is moved to where it belongs. XLA's convolutions on CPU take a
+  slow path for the kernel's derivative of large images with few channels; here
+  all derivatives are matrix products too, and a batch of networks is a batched
+  product rather than a grouped convolution. The parts are split off, not
+  sliced, because a slice's transpose writes an array as large as the whole.
+  Needs memory for `kernel_height * kernel_width` outputs.
 
   Args:
     x: `(height, width, channels)`.
@@ -266,21 +267,20 @@ def convolve_by_matmul(x, kernel, precision=None):
   """
   height, width, channels = x.shape
   rows, columns, _, filters = kernel.shape
-  taps = jnp.matmul(
+  products = jnp.matmul(
     x.reshape(-1, channels),
     kernel.transpose(2, 0, 1, 3).reshape(channels, -1),
     precision=precision,
-  ).reshape(height, width, rows, columns, filters)
-  top, left = (rows - 1) // 2, (columns - 1) // 2
-  taps = jnp.pad(
-    taps,
-    ((top, rows - 1 - top), (left, columns - 1 - left), (0, 0), (0, 0), (0, 0)),
-  )
-  return sum(
-    taps[r : r + height, c : c + width, r, c]
-    for r in range(rows)
-    for c in range(columns)
-  )
+  ).reshape(height, width, -1)
+  taps = jax.lax.split(products, [filters] * (rows * columns), axis=2)
+  zero = jnp.zeros((), products.dtype)
+  total = 0
+  for tap, part in enumerate(taps):
+    down = (rows - 1) // 2 - tap // columns
+    right = (columns - 1) // 2 - tap % columns
+    shift = ((down, -down, 0), (right, -right, 0), (0, 0, 0))
+    total = total + jax.lax.pad(part, zero, shift)
+  return total
 
 
 def upsample(x, factor: int):
