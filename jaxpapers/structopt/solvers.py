@@ -1,0 +1,288 @@
+"""Backends that solve ``K(E) u = f``, behind one preparing function each.
+
+``prepare(config, youngs, free)`` does the work that depends on the matrix
+alone (factorisation, multigrid hierarchy) and returns ``solve(forces, x0) ->
+(u, SolveInfo)``, so that several right-hand sides share it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxpapers.structopt import direct, elements, host, multigrid
+
+SOLVERS = ('auto', 'direct', 'mgcg', 'host')
+PRECISIONS = ('double', 'mixed')
+
+# "auto" factorises meshes up to this many elements: there a factorisation
+# costs no more than an iteration history and nothing can fail to converge.
+AUTO_DIRECT_ELEMENTS = 64 * 64
+
+# Young's moduli below this are lifted in a float32 factorisation (and only
+# there), whose rounding would otherwise make floating islands indefinite.
+_SINGLE_FLOOR = 1e-6
+
+
+class SolveConfig(NamedTuple):
+  """Static options of a solve; hashable."""
+
+  solver: str = 'auto'
+  tol: float = 1e-8
+  maxiter: int = 500
+  precision: str = 'double'
+  poisson: float = 0.3
+
+
+@struct.dataclass
+class SolveInfo:
+  """How a linear solve went.
+
+  Attributes:
+    iterations: int32, iterations of the iterative method (0 for a direct one);
+      the largest over load cases.
+    residual: float64, true relative residual ``|f - K u| / |f|``; the largest
+      over load cases.
+    converged: bool, whether the residual is finite and within the tolerance.
+    fallback: bool, whether "auto" had to fall back on the direct solver.
+    solver: name of the backend that was run first (static).
+  """
+
+  iterations: Any
+  residual: Any
+  converged: Any
+  fallback: Any
+  solver: str = struct.field(pytree_node=False, default='')
+
+
+def prepare(config, youngs, free):
+  """Factorises or builds the hierarchy; see the module docstring.
+
+  Args:
+    config: a ``SolveConfig``.
+    youngs: ``[ny, nx]`` float64 Young's moduli.
+    free: ``[ny + 1, nx + 1, 2]`` bool.
+
+  Returns:
+    ``solve(forces, x0)`` on ``[cases, ny + 1, nx + 1, 2]`` forces that are
+    zero on fixed degrees of freedom.
+  """
+  solver = config.solver
+  if solver == 'auto':
+    small = youngs.size <= AUTO_DIRECT_ELEMENTS
+    solver = 'direct' if small else 'fallback'
+  builder = {
+    'direct': _prepare_direct,
+    'mgcg': _prepare_multigrid,
+    'host': _prepare_host,
+    'fallback': _prepare_fallback,
+  }[solver]
+  return builder(config, youngs, free)
+
+
+def _operator(config, youngs, free):
+  """The masked stiffness action on ``[ny + 1, nx + 1, 2]`` fields."""
+  stiffness = elements.element_stiffness(1.0, config.poisson)
+
+  def apply(u):
+    force = elements.apply_stiffness(youngs, jnp.moveaxis(u, -1, 0), stiffness)
+    return jnp.moveaxis(force, 0, -1) * free
+
+  return apply
+
+
+def _report(config, name, apply, forces, u, iterations=0):
+  residual = forces - jax.vmap(apply)(u)
+  axes = (1, 2, 3)
+  norm = jnp.sqrt(jnp.sum(forces**2, axes))
+  error = jnp.sqrt(jnp.sum(residual**2, axes)) / jnp.where(norm > 0, norm, 1)
+  # A maximum would drop NaN; a sum of comparisons does not.
+  converged = jnp.all(error <= config.tol)
+  return SolveInfo(
+    iterations=jnp.max(jnp.asarray(iterations, jnp.int32)),
+    residual=jnp.max(error),
+    converged=converged,
+    fallback=jnp.zeros((), bool),
+    solver=name,
+  )
+
+
+def _prepare_direct(config, youngs, free):
+  stiffness = elements.element_stiffness(1.0, config.poisson)
+  plan = direct.make_plan(*youngs.shape)
+  apply = _operator(config, youngs, free)
+  if config.precision == 'double':
+    factorized = direct.factorize(plan, youngs, free, stiffness=stiffness)
+
+    def solve(forces, x0):
+      del x0
+      u = factorized.solve(forces) * free
+      return u, _report(config, 'direct', apply, forces, u)
+
+    return solve
+  lifted = jnp.maximum(youngs, _SINGLE_FLOOR * jnp.max(youngs))
+  single = direct.factorize(
+    plan, lifted, free, stiffness=stiffness, dtype=jnp.float32
+  )
+
+  def precondition(r):
+    return single.solve(r.astype(jnp.float32)).astype(r.dtype) * free
+
+  return _iterate(config, 'direct', apply, precondition)
+
+
+def _iterate(config, name, apply, precondition):
+  """Conjugate gradients over load cases, with a true final residual."""
+
+  def solve(forces, x0):
+    def one(b, start):
+      # Aim a little lower than asked: the recursive residual drifts.
+      return multigrid.conjugate_gradients(
+        apply, precondition, b, start, 0.9 * config.tol, config.maxiter
+      )
+
+    if x0 is None:
+      u, iterations, _ = jax.vmap(lambda b: one(b, None))(forces)
+    else:
+      u, iterations, _ = jax.vmap(one)(forces, x0)
+    return u, _report(config, name, apply, forces, u, iterations)
+
+  return solve
+
+
+def _prepare_multigrid(config, youngs, free):
+  solve_padded, pad, unpad = _multigrid(config, youngs, free)
+  apply = _operator(config, youngs, free)
+
+  def solve(forces, x0):
+    start = None if x0 is None else pad(x0 * free)
+    u, iterations = solve_padded(pad(forces), start)
+    u = unpad(u) * free
+    return u, _report(config, 'mgcg', apply, forces, u, iterations)
+
+  return solve
+
+
+def _multigrid(config, youngs, free):
+  stiffness = elements.element_stiffness(1.0, config.poisson)
+  extra = [
+    (0, p - n)
+    for p, n in zip(
+      multigrid.padded_shape(youngs.shape), youngs.shape, strict=True
+    )
+  ]
+  moduli = jnp.pad(youngs, extra)
+  ny, nx = youngs.shape
+
+  def pad(nodal):
+    swapped = jnp.moveaxis(nodal, -1, -3)
+    lead = [(0, 0)] * (swapped.ndim - 2)
+    return jnp.pad(swapped, lead + extra)
+
+  def unpad(nodal):
+    return jnp.moveaxis(nodal[..., : ny + 1, : nx + 1], -3, -1)
+
+  mask = pad(free.astype(youngs.dtype))
+  cycle_dtype = (
+    youngs.dtype if config.precision == 'double' else jnp.dtype(jnp.float32)
+  )
+  hierarchy = multigrid.build(
+    moduli.astype(cycle_dtype), mask.astype(cycle_dtype), stiffness
+  )
+
+  def apply(u):
+    return elements.apply_stiffness(moduli, u, stiffness) * mask
+
+  def precondition(r):
+    z = multigrid.v_cycle(hierarchy, stiffness, r.astype(cycle_dtype))
+    return z.astype(r.dtype)
+
+  def one(b, start):
+    u, iterations, _ = multigrid.conjugate_gradients(
+      apply, precondition, b, start, 0.9 * config.tol, config.maxiter
+    )
+    return u, iterations
+
+  def solve(forces, x0):
+    if x0 is None:
+      return jax.vmap(lambda b: one(b, None))(forces)
+    return jax.vmap(one)(forces, x0)
+
+  return solve, pad, unpad
+
+
+def _prepare_host(config, youngs, free):
+  stiffness = elements.element_stiffness(1.0, config.poisson)
+  apply = _operator(config, youngs, free)
+
+  def solve(forces, x0):
+    del x0
+    u = host.solve(youngs, free, forces, stiffness)
+    return u, _report(config, 'host', apply, forces, u)
+
+  return solve
+
+
+def _prepare_fallback(config, youngs, free):
+  """Multigrid, and the direct solver for what does not converge."""
+  first = _prepare_multigrid(config, youngs, free)
+
+  def solve(forces, x0):
+    u, info = first(forces, x0)
+    return _rescue(config, youngs, free, forces, u, info)
+
+  return solve
+
+
+def _rescue(config, youngs, free, forces, u, info):
+  def again(youngs, free, forces):
+    exact = config._replace(precision='double')
+    v, after = _prepare_direct(exact, youngs, free)(forces, None)
+    return v, after.residual, after.converged
+
+  # Under vmap a conditional becomes a select that runs both branches for
+  # every example; the custom rule keeps one conditional for the whole batch.
+  @jax.custom_batching.custom_vmap
+  def rescue(youngs, free, forces, u, residual, converged):
+    return lax.cond(
+      converged,
+      lambda: (u, residual, converged),
+      lambda: again(youngs, free, forces),
+    )
+
+  @rescue.def_vmap
+  def _(axis_size, in_batched, *args):
+    del axis_size
+    axes = tuple(0 if b else None for b in in_batched)
+    youngs, free, forces, u, residual, converged = args
+    size = next(a.shape[0] for a, b in zip(args, in_batched, strict=True) if b)
+
+    def full(x, batched):
+      return x if batched else jnp.broadcast_to(x, (size, *x.shape))
+
+    old = tuple(
+      full(x, b) for x, b in zip(args[3:], in_batched[3:], strict=True)
+    )
+
+    def redo():
+      new = jax.vmap(again, in_axes=axes[:3], axis_size=size)(
+        youngs, free, forces
+      )
+      keep = old[2]
+      return tuple(
+        jnp.where(keep.reshape(keep.shape + (1,) * (a.ndim - 1)), a, b)
+        for a, b in zip(old, new, strict=True)
+      )
+
+    out = lax.cond(jnp.all(old[2]), lambda: old, redo)
+    return out, (True, True, True)
+
+  v, residual, converged = rescue(
+    youngs, free, forces, u, info.residual, info.converged
+  )
+  fallback = ~info.converged
+  return v, info.replace(
+    residual=residual, converged=converged, fallback=fallback
+  )
