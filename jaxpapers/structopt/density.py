@@ -14,6 +14,7 @@ mode is on.
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -53,7 +54,7 @@ def _as_like(value, x):
 
 
 @_keeps_precision
-def cone_filter(x, radius=2.0, mask=1.0):
+def cone_filter(x, radius=2.0, mask=1.0, dim=2):
   """Averages densities over a disc with linearly decreasing weights.
 
   `y_i = m_i sum_j w_ij m_j x_j / sum_j w_ij m_j` with
@@ -68,6 +69,7 @@ def cone_filter(x, radius=2.0, mask=1.0):
       number: it sets the size of the stencil.
     mask: 1 where material may be placed, 0 in the void; `(nely, nelx)` or a
       scalar.
+    dim: number of axes that are space, the last ones; 3 averages over balls.
 
   Returns:
     Filtered densities, shape and dtype of `x`; zero where `mask` is.
@@ -84,23 +86,24 @@ def cone_filter(x, radius=2.0, mask=1.0):
       f'radius must be positive, got {radius}; any radius up to 1 leaves the '
       'densities as they are.'
     )
-  if x.ndim < 2:
+  if x.ndim < dim:
+    axes = '..., nely, nelx' if dim == 2 else '..., nelz, nely, nelx'
     raise ValueError(
-      f'x has shape {x.shape}; expected element densities (..., nely, nelx).'
+      f'x has shape {x.shape}; expected element densities ({axes}).'
     )
   mask = _as_like(mask, x)
-  if mask.ndim and mask.shape != x.shape[-2:]:
+  if mask.ndim and mask.shape != x.shape[-dim:]:
     raise ValueError(
-      f'mask has shape {mask.shape}; expected {x.shape[-2:]} as the last two '
-      'axes of x, or a scalar.'
+      f'mask has shape {mask.shape}; expected {x.shape[-dim:]} as the last '
+      f'{dim} axes of x, or a scalar.'
     )
   if radius <= 1:
     return x * mask
-  mask = mask * np.ones(x.shape[-2:], x.dtype)
+  mask = mask * np.ones(x.shape[-dim:], x.dtype)
   xp = np if isinstance(mask, np.ndarray) else jnp
-  weight = _spread(mask, radius, xp)
+  weight = _spread(mask, radius, dim, xp)
   inverse = mask / xp.where(mask > 0, weight, 1)
-  spread = _self_adjoint(functools.partial(_spread, radius=radius))
+  spread = _self_adjoint(functools.partial(_spread, radius=radius, dim=dim))
   return spread(x * mask) * inverse
 
 
@@ -117,7 +120,7 @@ def _self_adjoint(function):
   )
 
 
-def _spread(x, radius, xp=jnp):
+def _spread(x, radius, dim, xp=jnp):
   """Sums neighbours weighted by the cone, treating the outside as zero.
 
   Slices of one padded array, summed in groups of equal weight, are several
@@ -125,23 +128,20 @@ def _spread(x, radius, xp=jnp):
   """
   reach = math.ceil(radius) - 1
   rings = {}
-  for dy in range(-reach, reach + 1):
-    for dx in range(-reach, reach + 1):
-      if math.hypot(dy, dx) < radius:
-        rings.setdefault(dy * dy + dx * dx, []).append((dy, dx))
-  height, width = x.shape[-2:]
-  padding = [(0, 0)] * (x.ndim - 2) + [(reach, reach)] * 2
+  for shift in itertools.product(range(-reach, reach + 1), repeat=dim):
+    if math.hypot(*shift) < radius:
+      rings.setdefault(sum(d * d for d in shift), []).append(shift)
+  padding = [(0, 0)] * (x.ndim - dim) + [(reach, reach)] * dim
   padded = xp.pad(x, padding)
+
+  def shifted(shift):
+    starts = [reach + d for d in shift]
+    ends = [s + n for s, n in zip(starts, x.shape[-dim:], strict=True)]
+    return padded[(..., *map(slice, starts, ends))]
+
   total = 0.0
   for square, shifts in sorted(rings.items()):
-    ring = sum(
-      padded[
-        ...,
-        reach + dy : reach + dy + height,
-        reach + dx : reach + dx + width,
-      ]
-      for dy, dx in shifts
-    )
+    ring = sum(map(shifted, shifts))
     total = total + (radius - math.sqrt(square)) * ring
   return total
 

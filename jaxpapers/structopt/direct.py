@@ -80,6 +80,18 @@ def _members(array, members):
   return jnp.take(array, members, axis=0)
 
 
+def _owned(plan):
+  """Per leaf group, the one copy of each node that loads enter through."""
+  sizes = [group.nodes.size for group in plan.levels[0]]
+  owned = np.zeros(sum(sizes), bool)
+  owned[plan.owner] = True
+  pieces = np.split(owned, np.cumsum(sizes)[:-1])
+  return [
+    piece.reshape(group.nodes.shape)
+    for piece, group in zip(pieces, plan.levels[0], strict=True)
+  ]
+
+
 class FactorizedStiffness:
   """A factorised stiffness matrix; ``solve`` applies its inverse.
 
@@ -113,12 +125,10 @@ class FactorizedStiffness:
     f = forces.astype(dtype).reshape((-1, ny + 1, nx + 1, 2))
     f = jnp.pad(f, ((0, 0), (0, py - ny), (0, px - nx), (0, 0)))
     f = jnp.moveaxis(f.reshape((f.shape[0], -1, 2)), 0, -1)  # node, xy, case
-    owned = np.zeros(sum(g.nodes.size for g in plan.levels[0]), bool)
-    owned[plan.owner] = True  # a load enters through one copy of its node
-    vectors, start = [], 0
-    for group, free in zip(plan.levels[0], self.free, strict=True):
-      mine = owned[start : start + group.nodes.size].reshape(group.nodes.shape)
-      start += group.nodes.size
+    vectors = []
+    for group, free, mine in zip(
+      plan.levels[0], self.free, _owned(plan), strict=True
+    ):
       local = f[group.nodes] * mine[..., None, None]
       local = local.reshape((local.shape[0], -1, local.shape[-1]))
       vectors.append(local * free[..., None])
@@ -127,6 +137,7 @@ class FactorizedStiffness:
   def _substitute(self, vectors, cases):
     plan = self.plan
     reduced = []  # forward: g = L^-1 f_e per level and group
+    kept = []
     for level, groups in enumerate(plan.levels):
       if level:
         vectors = [self._collect(group, kept) for group in groups]
@@ -206,7 +217,7 @@ class FactorizedStiffness:
     return u.reshape((*cases, plan.ny + 1, plan.nx + 1, 2))
 
 
-def factorize(plan, youngs, free, *, stiffness, dtype=None):
+def factorize(plan, youngs, free, *, stiffness, springs=None, dtype=None):
   """Nested-dissection Cholesky factorisation of the stiffness matrix.
 
   Args:
@@ -214,6 +225,8 @@ def factorize(plan, youngs, free, *, stiffness, dtype=None):
     youngs: ``[ny, nx]`` Young's moduli, non-negative.
     free: ``[ny + 1, nx + 1, 2]`` bool, true where a displacement is free.
     stiffness: ``[8, 8]`` unit element stiffness.
+    springs: ``[ny + 1, nx + 1, 2]`` stiffnesses of springs to the ground, which
+      are added to the diagonal, or None.
     dtype: dtype of the factors; by default that of ``youngs``.
 
   Returns:
@@ -226,11 +239,16 @@ def factorize(plan, youngs, free, *, stiffness, dtype=None):
   e = jnp.pad(youngs.astype(dtype), ((0, py - plan.ny), (0, px - plan.nx)))
   e = e.reshape((by, hy, bx, hx)).transpose((0, 2, 1, 3))
   e = e.reshape((by * bx, hy * hx))
-  mask = jnp.pad(free, ((0, py - plan.ny), (0, px - plan.nx), (0, 0)))
-  mask = mask.reshape((-1, 2)).astype(dtype)
+
+  def padded_nodes(nodal):
+    nodal = jnp.pad(nodal, ((0, py - plan.ny), (0, px - plan.nx), (0, 0)))
+    return nodal.reshape((-1, 2)).astype(dtype)
+
+  mask = padded_nodes(free)
+  grounded = None if springs is None else padded_nodes(springs)
 
   factors, schur, masks = [[]], [], []
-  for group in plan.levels[0]:
+  for group, mine in zip(plan.levels[0], _owned(plan), strict=True):
     gone = sorted(
       set(itertools.product(range(hy + 1), range(hx + 1))) - set(group.kept)
     )
@@ -251,6 +269,12 @@ def factorize(plan, youngs, free, *, stiffness, dtype=None):
         part = part + jnp.eye(r1 - r0, dtype=dtype) * (
           1 - local[:, r0:r1, None]
         )
+        if grounded is not None:
+          spring = (grounded[group.nodes] * mine[..., None]).reshape(
+            local.shape
+          )
+          spring = (spring * local)[:, r0:r1, None]
+          part = part + jnp.eye(r1 - r0, dtype=dtype) * spring
       parts.append(part)
     inverse, coupling, rest = _eliminate(*parts)
     factors[0].append((inverse, coupling))

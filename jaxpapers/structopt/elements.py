@@ -119,6 +119,13 @@ def hex_stiffness(poisson=0.3):
   return (stiffness + stiffness.T) / 2
 
 
+def unit_stiffness(dim, poisson=0.3):
+  """Element stiffness at unit modulus: plane stress in 2-D, solid in 3-D."""
+  if dim == 2:
+    return element_stiffness(1.0, poisson)
+  return hex_stiffness(poisson)
+
+
 def corners(dim):
   """Corner offsets of the ``dim``-dimensional element, in local order."""
   return CORNERS_2D if dim == 2 else CORNERS_3D

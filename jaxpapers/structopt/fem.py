@@ -40,11 +40,13 @@ def solve_displacement(
   x0=None,
   precision='double',
   poisson=0.3,
+  springs=None,
 ):
   """Displacements of a plane-stress structure under nodal loads.
 
   Solves ``K(E) u = f`` with fixed displacements at zero. The solution is
-  differentiable with respect to ``youngs`` and ``forces`` to any order.
+  differentiable with respect to ``youngs``, ``forces`` and ``springs`` to any
+  order; the adjoint of a functional of ``u`` reuses the factorisation.
 
   Args:
     youngs: ``[nely, nelx]`` Young's moduli, non-negative. Computed in float64
@@ -63,6 +65,9 @@ def solve_displacement(
     precision: ``"double"``, or ``"mixed"`` for a float32 factorisation or
       V-cycle inside a float64 iteration (same tolerance, less memory traffic).
     poisson: Poisson's ratio.
+    springs: ``[nely + 1, nelx + 1, 2]`` stiffnesses, non-negative, of springs
+      that tie displacements to the ground (they are added to the diagonal of
+      K), or None.
 
   Returns:
     ``(u, info)``: float64 displacements of the shape of ``forces`` and a
@@ -84,8 +89,10 @@ def solve_displacement(
     solver, float(tol), int(maxiter), precision, float(poisson)
   )
   with jax.enable_x64(True):
-    youngs, forces, free, x0 = _check(config, youngs, forces, free, x0)
-    return _solve_jit(config, youngs, forces, free, x0)
+    youngs, forces, free, x0, springs = check_arguments(
+      config, youngs, forces, free, x0, springs
+    )
+    return solve(config, youngs, forces, free, x0, springs)
 
 
 def compliance(
@@ -133,26 +140,39 @@ def compliance(
     solver, float(tol), int(maxiter), precision, float(poisson)
   )
   with jax.enable_x64(True):
-    youngs, forces, free, _ = _check(config, youngs, forces, free, None)
-    value = _compliance_jit(config, youngs, forces, free)
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
-      _, info = _solve_jit(config, youngs, forces, free, None)
-      raise SolveError(
-        f'the {info.solver} solver reached a relative residual of'
-        f' {float(info.residual):.1e} after {int(info.iterations)} iterations;'
-        f' {tol:.1e} was asked for. Use solver="direct", or check that the'
-        ' supports exclude every rigid-body motion and that no modulus is zero.'
-      )
-    return value
+    youngs, forces, free, *_ = check_arguments(config, youngs, forces, free)
+    return checked_compliance(config, youngs, forces, free)
 
 
-def _solve(config, youngs, forces, free, x0):
-  cases = forces.shape[:-3]
-  f = (forces * free).reshape((-1, *forces.shape[-3:]))
+def checked_compliance(config, youngs, forces, free):
+  """Compliance of validated arguments, in two or three dimensions.
+
+  Raises:
+    SolveError: outside ``jit``, when the solve did not converge.
+  """
+  value = _compliance_jit(config, youngs, forces, free)
+  if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
+    _, info = solve(config, youngs, forces, free, None, None)
+    other = 'direct' if youngs.ndim == 2 else 'host'
+    raise SolveError(
+      f'the {info.solver} solver reached a relative residual of'
+      f' {float(info.residual):.1e} after {int(info.iterations)} iterations;'
+      f' {config.tol:.1e} was asked for. Use solver="{other}", or check that'
+      ' the supports exclude every rigid-body motion and that no modulus is'
+      ' zero.'
+    )
+  return value
+
+
+def _solve(config, youngs, forces, free, x0, springs=None):
+  dim = youngs.ndim
+  nodal = forces.shape[-dim - 1 :]
+  cases = forces.shape[: -dim - 1]
+  f = (forces * free).reshape((-1, *nodal))
   start = None if x0 is None else x0.reshape(f.shape)
-  frozen = lax.stop_gradient(youngs)
-  backend = solvers.prepare(config, frozen, free)
-  apply = solvers._operator(config, youngs, free)
+  frozen = lax.stop_gradient((youngs, springs))
+  backend = solvers.prepare(config, frozen[0], free, frozen[1])
+  apply = solvers._operator(config, youngs, free, springs)
 
   def matvec(u):
     # Identity on fixed degrees of freedom keeps the operator invertible.
@@ -164,17 +184,18 @@ def _solve(config, youngs, forces, free, x0):
   u, info = lax.custom_linear_solve(
     matvec, f, solve, symmetric=True, has_aux=True
   )
-  return u.reshape((*cases, *forces.shape[-3:])), info
+  return u.reshape((*cases, *nodal)), info
 
 
-_solve_jit = jax.jit(_solve, static_argnums=0)
+solve = jax.jit(_solve, static_argnums=0)
 
 
 def _value_and_energy(config, youngs, forces, free):
   u, info = _solve(config, youngs, forces, free, None)
   u = jnp.where(info.converged, u, jnp.nan)
-  stiffness = elements.element_stiffness(1.0, config.poisson)
-  flat = jnp.moveaxis(u.reshape((-1, *u.shape[-3:])), -1, 1)
+  dim = youngs.ndim
+  stiffness = elements.unit_stiffness(dim, config.poisson)
+  flat = jnp.moveaxis(u.reshape((-1, *u.shape[-dim - 1 :])), -1, 1)
   energy = jnp.sum(
     jax.vmap(lambda v: elements.strain_energy(v, stiffness))(flat), axis=0
   )
@@ -201,11 +222,19 @@ def _compliance_jvp(config, primals, tangents):
 _compliance_jit = jax.jit(_compliance, static_argnums=0)
 
 
-def _check(config, youngs, forces, free, x0):
+def check_arguments(
+  config, youngs, forces, free, x0=None, springs=None, *, dim=2
+):
   """Validates arguments and casts them to float64 and bool."""
+  grid = ('nely', 'nelx') if dim == 2 else ('nelz', 'nely', 'nelx')
   if config.solver not in solvers.SOLVERS:
     raise ValueError(
       f'solver must be one of {solvers.SOLVERS}, got {config.solver!r}.'
+    )
+  if dim == 3 and config.solver == 'direct':
+    raise ValueError(
+      "solver='direct' factorises plane meshes only; use 'mgcg' or, for small"
+      " solids, 'host'."
     )
   if config.precision not in solvers.PRECISIONS:
     raise ValueError(
@@ -219,36 +248,47 @@ def _check(config, youngs, forces, free, x0):
       f' and maxiter={config.maxiter!r}.'
     )
   youngs, forces, free = _as_arrays(youngs, forces, free)
-  if youngs.ndim != 2:
+  if springs is not None:
+    springs = jnp.asarray(springs, jnp.float64)
+  if youngs.ndim != dim:
     raise ValueError(
-      f'youngs must be [nely, nelx], got shape {youngs.shape}; use jax.vmap for'
-      ' a batch of designs.'
+      f'youngs must be [{", ".join(grid)}], got shape {youngs.shape}; use'
+      ' jax.vmap for a batch of designs.'
     )
-  nodes = (youngs.shape[0] + 1, youngs.shape[1] + 1, 2)
-  for name, array in (('forces', forces), ('free', free)):
-    lead = array.shape[:-3] if name == 'forces' else ()
+  nodes = (*(n + 1 for n in youngs.shape), dim)
+  for name, array in (('forces', forces), ('free', free), ('springs', springs)):
+    if array is None:
+      continue
+    lead = array.shape[: -dim - 1] if name == 'forces' else ()
     if array.shape != (*lead, *nodes):
       swapped = (nodes[1], nodes[0], 2)
       hint = ''
-      if array.shape[-3:] == swapped:
+      if dim == 2 and array.shape[-3:] == swapped:
         hint = (
           ' It looks x-major: pass Problem.nodal_forces and Problem.free, not'
           ' Problem.forces and Problem.fixed.'
         )
-      expected = f'{"(..., " if name == "forces" else "("}{nodes[0]}, '
-      expected += f'{nodes[1]}, 2)'
+      expected = '(..., ' if name == 'forces' else '('
+      expected += f'{", ".join(map(str, nodes))})'
       raise ValueError(
         f'{name} must have shape {expected} for youngs of shape'
         f' {youngs.shape}, got {array.shape}.{hint}'
       )
   _check_values(youngs, forces, free)
+  if springs is not None and not isinstance(springs, jax.core.Tracer):
+    if not (np.isfinite(springs).all() and np.min(springs) >= 0):
+      raise ValueError(
+        'springs must be finite and non-negative, got values from'
+        f' {np.min(springs):.3g} to {np.max(springs):.3g}; a negative stiffness'
+        ' makes the structure unstable.'
+      )
   if x0 is not None:
     x0 = jnp.asarray(x0, jnp.float64)
     if x0.shape != forces.shape:
       raise ValueError(
         f'x0 must have the shape of forces, {forces.shape}, got {x0.shape}.'
       )
-  return youngs, forces, free, x0
+  return youngs, forces, free, x0, springs
 
 
 def _as_arrays(youngs, forces, free):
@@ -283,10 +323,11 @@ def _check_values(youngs, forces, free):
     raise ValueError('forces holds NaN or infinite values.')
   if known[2]:
     fixed = int((~np.asarray(free)).sum())
-    if fixed < 3:
+    needed, space = (3, 'the plane') if youngs.ndim == 2 else (6, 'space')
+    if fixed < needed:
       raise ValueError(
-        f'free leaves {fixed} displacements fixed; at least three are needed to'
-        ' exclude the rigid-body motions of the plane.'
+        f'free leaves {fixed} displacements fixed; at least {needed} are needed'
+        f' to exclude the rigid-body motions of {space}.'
       )
   if known[1] and known[2]:
     load, moves = np.asarray(forces), np.asarray(free)

@@ -14,26 +14,31 @@ from jaxpapers.structopt import elements
 
 
 @functools.lru_cache(maxsize=32)
-def _pattern(ny, nx):
-  """Row and column of every element matrix entry, ``[elements, 64]``."""
-  node = np.arange((ny + 1) * (nx + 1)).reshape(ny + 1, nx + 1)
+def _pattern(shape):
+  """Row and column of every entry of all element matrices."""
+  dim = len(shape)
+  nodes = tuple(n + 1 for n in shape)
+  node = np.arange(np.prod(nodes)).reshape(nodes)
   local = [
-    node[cy : ny + cy, cx : nx + cx].reshape(-1)
-    for cy, cx in elements.CORNERS_2D
+    node[tuple(slice(c, n + c) for c, n in zip(corner, shape, strict=True))]
+    for corner in elements.corners(dim)
   ]
-  dofs = np.stack([2 * n + c for n in local for c in (0, 1)], axis=1)
-  rows = np.repeat(dofs, 8, axis=1)
-  columns = np.tile(dofs, (1, 8))
+  dofs = np.stack(
+    [dim * n.reshape(-1) + c for n in local for c in range(dim)], axis=1
+  )
+  rows = np.repeat(dofs, dofs.shape[1], axis=1)
+  columns = np.tile(dofs, (1, dofs.shape[1]))
   return rows, columns
 
 
-def assemble(youngs, free, stiffness):
+def assemble(youngs, free, stiffness, springs=None):
   """Reduced stiffness matrix of the free degrees of freedom.
 
   Args:
-    youngs: ``[ny, nx]`` Young's moduli, numpy.
-    free: ``[ny + 1, nx + 1, 2]`` bool, numpy.
-    stiffness: ``[8, 8]`` unit element stiffness.
+    youngs: ``[*elements]`` Young's moduli, numpy, in two or three dimensions.
+    free: ``[*nodes, dim]`` bool, numpy.
+    stiffness: unit element stiffness.
+    springs: ``[*nodes, dim]`` diagonal to add, or None.
 
   Returns:
     A ``scipy.sparse.csc_array`` over ``flatnonzero(free)``.
@@ -42,7 +47,7 @@ def assemble(youngs, free, stiffness):
     ImportError: if SciPy is missing.
   """
   sparse = _scipy_sparse()
-  rows, columns = _pattern(*youngs.shape)
+  rows, columns = _pattern(youngs.shape)
   values = youngs.reshape(-1, 1) * np.asarray(stiffness).reshape(1, -1)
   keep = np.flatnonzero(free)
   number = np.full(free.size, -1)
@@ -50,7 +55,10 @@ def assemble(youngs, free, stiffness):
   r, c = number[rows].reshape(-1), number[columns].reshape(-1)
   inside = (r >= 0) & (c >= 0)
   entries = values.reshape(-1)[inside], (r[inside], c[inside])
-  return sparse.coo_array(entries, shape=(keep.size, keep.size)).tocsc()
+  matrix = sparse.coo_array(entries, shape=(keep.size, keep.size)).tocsc()
+  if springs is None:
+    return matrix
+  return (matrix + sparse.diags_array(springs.reshape(-1)[keep])).tocsc()
 
 
 def _scipy_sparse():
@@ -81,9 +89,10 @@ def _factorize(matrix):
   return cholmod.cholesky(matrix)
 
 
-def _solve(youngs, free, forces, stiffness):
+def _solve(youngs, free, forces, springs, stiffness):
   youngs, free, forces = (np.asarray(a) for a in (youngs, free, forces))
-  matrix = assemble(youngs.astype(np.float64), free, stiffness)
+  springs = None if springs is None else np.asarray(springs, np.float64)
+  matrix = assemble(youngs.astype(np.float64), free, stiffness, springs)
   keep = np.flatnonzero(free)
   flat = forces.reshape(-1, free.size)
   u = np.zeros(flat.shape)
@@ -96,14 +105,15 @@ def _solve(youngs, free, forces, stiffness):
   return u.reshape(forces.shape).astype(forces.dtype)
 
 
-def solve(youngs, free, forces, stiffness):
+def solve(youngs, free, forces, stiffness, springs=None):
   """Displacements by a host library; traced arguments are allowed.
 
   Args:
-    youngs: ``[ny, nx]`` Young's moduli.
-    free: ``[ny + 1, nx + 1, 2]`` bool.
-    forces: ``[*cases, ny + 1, nx + 1, 2]``.
-    stiffness: ``[8, 8]`` unit element stiffness.
+    youngs: ``[*elements]`` Young's moduli, in two or three dimensions.
+    free: ``[*nodes, dim]`` bool.
+    forces: ``[*cases, *nodes, dim]``.
+    stiffness: unit element stiffness.
+    springs: ``[*nodes, dim]`` added to the diagonal of K, or None.
 
   Returns:
     Displacements with the shape and dtype of ``forces``; NaN where the
@@ -117,5 +127,6 @@ def solve(youngs, free, forces, stiffness):
     youngs,
     free,
     forces,
+    springs,
     vmap_method='sequential',
   )

@@ -49,11 +49,14 @@ class Hierarchy(NamedTuple):
     levels: grids, finest first, without the coarsest.
     coarsest: ``[dofs, dofs]`` inverse of the coarsest operator.
     mask: ``[dim, *nodes]``, one where a displacement is free.
+    springs: ``[dim, *nodes]`` added to the diagonal of the finest operator,
+      zero where fixed, or None.
   """
 
   levels: tuple[Level, ...]
   coarsest: Any
   mask: Any
+  springs: Any = None
 
 
 def num_levels(shape):
@@ -221,12 +224,28 @@ def _restrict(fine):
   return coarse
 
 
-def _finest_matrices(youngs, mask, stiffness):
+def _share_among_elements(springs):
+  """Splits nodal stiffnesses evenly over the elements at each node."""
+  nodes = springs.shape[1:]
+  share = springs
+  for axis, n in enumerate(nodes):
+    inner = np.full(n, 0.5)
+    inner[[0, -1]] = 1.0
+    shape = [1] * springs.ndim
+    shape[axis + 1] = n
+    share = share * inner.reshape(shape).astype(springs.dtype)
+  return share
+
+
+def _finest_matrices(youngs, mask, stiffness, springs):
   """Masked element matrices of one child of every coarse element."""
   dim = youngs.ndim
   corners = elements.corners(dim)
   count = len(corners)
   unit = np.asarray(stiffness).reshape(count, dim, count, dim)
+  diagonal = np.eye(count * dim).reshape((*unit.shape, *(1,) * dim))
+  if springs is not None:
+    springs = elements.gather_corners(_share_among_elements(springs), dim)
 
   def matrices(child):
     every = tuple(slice(c, None, 2) for c in child)
@@ -236,12 +255,15 @@ def _finest_matrices(youngs, mask, stiffness):
     local = local.reshape((count, dim, *e.shape))
     k = jnp.asarray(unit, e.dtype)
     k = k.reshape(unit.shape + (1,) * dim) * e
+    if springs is not None:
+      own = springs[(slice(None), *every)].reshape((count, dim, *e.shape))
+      k = k + jnp.asarray(diagonal, e.dtype) * own
     return k * local[:, :, None, None] * local
 
   return matrices
 
 
-def _diagonal_blocks(youngs, mask, stiffness):
+def _diagonal_blocks(youngs, mask, stiffness, springs):
   """``[dim, dim, *nodes]`` diagonal blocks of the masked fine operator."""
   dim = youngs.ndim
   corners = elements.corners(dim)
@@ -253,6 +275,9 @@ def _diagonal_blocks(youngs, mask, stiffness):
     block = block.reshape((dim, dim) + (1,) * dim)
     padded = jnp.pad(youngs, [(c, 1 - c) for c in corner])
     total = total + block * padded
+  if springs is not None:
+    eye = np.eye(dim).reshape((dim, dim) + (1,) * dim)
+    total = total + jnp.asarray(eye, youngs.dtype) * springs
   return total * mask[:, None] * mask[None, :]
 
 
@@ -273,7 +298,7 @@ def _coarsest_inverse(operator, nodes, dim, dtype):
   return inverse * scale[:, None] * scale[None, :]
 
 
-def build(youngs, mask, stiffness):
+def build(youngs, mask, stiffness, springs=None):
   """Multigrid hierarchy of a stiffness matrix.
 
   Args:
@@ -281,15 +306,17 @@ def build(youngs, mask, stiffness):
       power of ``num_levels``.
     mask: ``[dim, *nodes]`` in the dtype of ``youngs``, one where free.
     stiffness: unit element stiffness.
+    springs: ``[dim, *nodes]`` stiffnesses of springs to the ground in the dtype
+      of ``youngs``, zero where fixed; or None.
 
   Returns:
     A ``Hierarchy``.
   """
   dim = youngs.ndim
   count = num_levels(youngs.shape)
-  smoother = _invert_blocks(_diagonal_blocks(youngs, mask, stiffness))
-  levels = [Level(youngs, smoother)]
-  matrices = _finest_matrices(youngs, mask, stiffness)
+  blocks = _diagonal_blocks(youngs, mask, stiffness, springs)
+  levels = [Level(youngs, _invert_blocks(blocks))]
+  matrices = _finest_matrices(youngs, mask, stiffness, springs)
   for _ in range(count):
     k = _galerkin(matrices, dim)
     stencil = _stencil(k, dim)
@@ -302,20 +329,24 @@ def build(youngs, mask, stiffness):
 
   last = levels.pop() if count else levels[0]
   nodes = last.smoother.shape[2:]
-  hierarchy = Hierarchy(tuple(levels), None, mask)
+  hierarchy = Hierarchy(tuple(levels), None, mask, springs)
   if count:
     operator = functools.partial(_apply_stencil, last.operator)
   else:
     operator = functools.partial(apply_finest, hierarchy, stiffness)
   coarsest = _coarsest_inverse(operator, nodes, dim, youngs.dtype)
-  return Hierarchy(tuple(levels) if count else (), coarsest, mask)
+  return Hierarchy(tuple(levels) if count else (), coarsest, mask, springs)
 
 
 def apply_finest(hierarchy, stiffness, u):
   """Masked action of the finest operator."""
   youngs = hierarchy.levels[0].operator
   mask = hierarchy.mask
-  return elements.apply_stiffness(youngs, u * mask, stiffness) * mask
+  u = u * mask
+  force = elements.apply_stiffness(youngs, u, stiffness)
+  if hierarchy.springs is not None:
+    force = force + hierarchy.springs * u
+  return force * mask
 
 
 def v_cycle(hierarchy, stiffness, residual):
@@ -338,7 +369,10 @@ def v_cycle(hierarchy, stiffness, residual):
     def apply(x):
       if level:
         return _apply_stencil(grid.operator, x)
-      return elements.apply_stiffness(grid.operator, x, stiffness)
+      force = elements.apply_stiffness(grid.operator, x, stiffness)
+      if hierarchy.springs is not None:
+        force = force + hierarchy.springs * x
+      return force
 
     def smooth(x):
       return _DAMPING * _blocks_times(grid.smoother, x)

@@ -57,20 +57,25 @@ class SolveInfo:
   solver: str = struct.field(pytree_node=False, default='')
 
 
-def prepare(config, youngs, free):
+def prepare(config, youngs, free, springs=None):
   """Factorises or builds the hierarchy; see the module docstring.
 
   Args:
     config: a ``SolveConfig``.
-    youngs: ``[ny, nx]`` float64 Young's moduli.
-    free: ``[ny + 1, nx + 1, 2]`` bool.
+    youngs: ``[*elements]`` float64 Young's moduli, of a plane or (for
+      ``"mgcg"`` and ``"host"``) a solid.
+    free: ``[*nodes, dim]`` bool.
+    springs: ``[*nodes, dim]`` float64 stiffnesses of springs to the ground,
+      added to the diagonal of K, or None.
 
   Returns:
-    ``solve(forces, x0)`` on ``[cases, ny + 1, nx + 1, 2]`` forces that are
-    zero on fixed degrees of freedom.
+    ``solve(forces, x0)`` on ``[cases, *nodes, dim]`` forces that are zero on
+    fixed degrees of freedom.
   """
   solver = config.solver
-  if solver == 'auto':
+  if solver == 'auto' and youngs.ndim == 3:
+    solver = 'mgcg'  # a direct factorisation of a solid takes too much memory
+  elif solver == 'auto':
     small = youngs.size <= AUTO_DIRECT_ELEMENTS
     solver = 'direct' if small else 'fallback'
   builder = {
@@ -79,23 +84,26 @@ def prepare(config, youngs, free):
     'host': _prepare_host,
     'fallback': _prepare_fallback,
   }[solver]
-  return builder(config, youngs, free)
+  return builder(config, youngs, free, springs)
 
 
-def _operator(config, youngs, free):
-  """The masked stiffness action on ``[ny + 1, nx + 1, 2]`` fields."""
-  stiffness = elements.element_stiffness(1.0, config.poisson)
+def _operator(config, youngs, free, springs):
+  """The masked stiffness action on ``[*nodes, dim]`` fields."""
+  stiffness = elements.unit_stiffness(youngs.ndim, config.poisson)
 
   def apply(u):
     force = elements.apply_stiffness(youngs, jnp.moveaxis(u, -1, 0), stiffness)
-    return jnp.moveaxis(force, 0, -1) * free
+    force = jnp.moveaxis(force, 0, -1)
+    if springs is not None:
+      force = force + springs * u
+    return force * free
 
   return apply
 
 
 def _report(config, name, apply, forces, u, iterations=0):
   residual = forces - jax.vmap(apply)(u)
-  axes = (1, 2, 3)
+  axes = tuple(range(1, forces.ndim))
   norm = jnp.sqrt(jnp.sum(forces**2, axes))
   error = jnp.sqrt(jnp.sum(residual**2, axes)) / jnp.where(norm > 0, norm, 1)
   # A maximum would drop NaN; a sum of comparisons does not.
@@ -109,12 +117,14 @@ def _report(config, name, apply, forces, u, iterations=0):
   )
 
 
-def _prepare_direct(config, youngs, free):
+def _prepare_direct(config, youngs, free, springs):
   stiffness = elements.element_stiffness(1.0, config.poisson)
   plan = direct.make_plan(*youngs.shape)
-  apply = _operator(config, youngs, free)
+  apply = _operator(config, youngs, free, springs)
   if config.precision == 'double':
-    factorized = direct.factorize(plan, youngs, free, stiffness=stiffness)
+    factorized = direct.factorize(
+      plan, youngs, free, stiffness=stiffness, springs=springs
+    )
 
     def solve(forces, x0):
       del x0
@@ -124,7 +134,12 @@ def _prepare_direct(config, youngs, free):
     return solve
   lifted = jnp.maximum(youngs, _SINGLE_FLOOR * jnp.max(youngs))
   single = direct.factorize(
-    plan, lifted, free, stiffness=stiffness, dtype=jnp.float32
+    plan,
+    lifted,
+    free,
+    stiffness=stiffness,
+    springs=springs,
+    dtype=jnp.float32,
   )
 
   def precondition(r):
@@ -152,9 +167,9 @@ def _iterate(config, name, apply, precondition):
   return solve
 
 
-def _prepare_multigrid(config, youngs, free):
-  solve_padded, pad, unpad = _multigrid(config, youngs, free)
-  apply = _operator(config, youngs, free)
+def _prepare_multigrid(config, youngs, free, springs):
+  solve_padded, pad, unpad = _multigrid(config, youngs, free, springs)
+  apply = _operator(config, youngs, free, springs)
 
   def solve(forces, x0):
     start = None if x0 is None else pad(x0 * free)
@@ -165,8 +180,9 @@ def _prepare_multigrid(config, youngs, free):
   return solve
 
 
-def _multigrid(config, youngs, free):
-  stiffness = elements.element_stiffness(1.0, config.poisson)
+def _multigrid(config, youngs, free, springs):
+  dim = youngs.ndim
+  stiffness = elements.unit_stiffness(dim, config.poisson)
   extra = [
     (0, p - n)
     for p, n in zip(
@@ -174,26 +190,33 @@ def _multigrid(config, youngs, free):
     )
   ]
   moduli = jnp.pad(youngs, extra)
-  ny, nx = youngs.shape
+  inside = tuple(slice(n + 1) for n in youngs.shape)
 
   def pad(nodal):
-    swapped = jnp.moveaxis(nodal, -1, -3)
-    lead = [(0, 0)] * (swapped.ndim - 2)
+    swapped = jnp.moveaxis(nodal, -1, -dim - 1)
+    lead = [(0, 0)] * (swapped.ndim - dim)
     return jnp.pad(swapped, lead + extra)
 
   def unpad(nodal):
-    return jnp.moveaxis(nodal[..., : ny + 1, : nx + 1], -3, -1)
+    return jnp.moveaxis(nodal[(..., *inside)], -dim - 1, -1)
 
   mask = pad(free.astype(youngs.dtype))
   cycle_dtype = (
     youngs.dtype if config.precision == 'double' else jnp.dtype(jnp.float32)
   )
+  grounded = None if springs is None else pad(springs) * mask
   hierarchy = multigrid.build(
-    moduli.astype(cycle_dtype), mask.astype(cycle_dtype), stiffness
+    moduli.astype(cycle_dtype),
+    mask.astype(cycle_dtype),
+    stiffness,
+    None if grounded is None else grounded.astype(cycle_dtype),
   )
 
   def apply(u):
-    return elements.apply_stiffness(moduli, u, stiffness) * mask
+    force = elements.apply_stiffness(moduli, u, stiffness)
+    if grounded is not None:
+      force = force + grounded * u
+    return force * mask
 
   def precondition(r):
     z = multigrid.v_cycle(hierarchy, stiffness, r.astype(cycle_dtype))
@@ -213,62 +236,59 @@ def _multigrid(config, youngs, free):
   return solve, pad, unpad
 
 
-def _prepare_host(config, youngs, free):
-  stiffness = elements.element_stiffness(1.0, config.poisson)
-  apply = _operator(config, youngs, free)
+def _prepare_host(config, youngs, free, springs):
+  stiffness = elements.unit_stiffness(youngs.ndim, config.poisson)
+  apply = _operator(config, youngs, free, springs)
 
   def solve(forces, x0):
     del x0
-    u = host.solve(youngs, free, forces, stiffness)
+    u = host.solve(youngs, free, forces, stiffness, springs)
     return u, _report(config, 'host', apply, forces, u)
 
   return solve
 
 
-def _prepare_fallback(config, youngs, free):
+def _prepare_fallback(config, youngs, free, springs):
   """Multigrid, and the direct solver for what does not converge."""
-  first = _prepare_multigrid(config, youngs, free)
+  first = _prepare_multigrid(config, youngs, free, springs)
 
   def solve(forces, x0):
     u, info = first(forces, x0)
-    return _rescue(config, youngs, free, forces, u, info)
+    return _rescue(config, (youngs, free, springs), forces, u, info)
 
   return solve
 
 
-def _rescue(config, youngs, free, forces, u, info):
-  def again(youngs, free, forces):
+def _rescue(config, system, forces, u, info):
+  def again(system, forces):
     exact = config._replace(precision='double')
-    v, after = _prepare_direct(exact, youngs, free)(forces, None)
+    v, after = _prepare_direct(exact, *system)(forces, None)
     return v, after.residual, after.converged
 
   # Under vmap a conditional becomes a select that runs both branches for
   # every example; the custom rule keeps one conditional for the whole batch.
   @jax.custom_batching.custom_vmap
-  def rescue(youngs, free, forces, u, residual, converged):
+  def rescue(system, forces, u, residual, converged):
     return lax.cond(
       converged,
       lambda: (u, residual, converged),
-      lambda: again(youngs, free, forces),
+      lambda: again(system, forces),
     )
 
   @rescue.def_vmap
   def _(axis_size, in_batched, *args):
-    del axis_size
-    axes = tuple(0 if b else None for b in in_batched)
-    youngs, free, forces, u, residual, converged = args
-    size = next(a.shape[0] for a, b in zip(args, in_batched, strict=True) if b)
+    axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
 
     def full(x, batched):
-      return x if batched else jnp.broadcast_to(x, (size, *x.shape))
+      return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
     old = tuple(
-      full(x, b) for x, b in zip(args[3:], in_batched[3:], strict=True)
+      full(x, b) for x, b in zip(args[2:], in_batched[2:], strict=True)
     )
 
     def redo():
-      new = jax.vmap(again, in_axes=axes[:3], axis_size=size)(
-        youngs, free, forces
+      new = jax.vmap(again, in_axes=tuple(axes[:2]), axis_size=axis_size)(
+        *args[:2]
       )
       keep = old[2]
       return tuple(
@@ -280,7 +300,7 @@ def _rescue(config, youngs, free, forces, u, info):
     return out, (True, True, True)
 
   v, residual, converged = rescue(
-    youngs, free, forces, u, info.residual, info.converged
+    system, forces, u, info.residual, info.converged
   )
   fallback = ~info.converged
   return v, info.replace(
