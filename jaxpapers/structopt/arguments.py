@@ -18,6 +18,7 @@ _PHYSICS = (
   'tol',
   'maxiter',
   'precision',
+  'poisson',
 )
 
 
@@ -60,6 +61,10 @@ def parse_settings(
     raise ValueError(
       f'cnn_kwargs has {unknown[0]!r}, which models.CNNDesign does not take.'
     )
+  if jax.default_backend() == 'cpu':
+    # Within a compiled loop XLA's convolutions on CPU are ten times slower
+    # than outside it; matrix products are not.
+    cnn.setdefault('conv_method', 'matmul')
   return methods.Settings(
     method=method,
     nely=problem.nely,

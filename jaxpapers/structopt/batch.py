@@ -54,7 +54,7 @@ def optimize_batch(
 
   Raises:
     ValueError: The problems cannot be stacked, or an argument is wrong.
-    FloatingPointError: As in `optimize`; names the run.
+    fem.SolveError: As in `optimize`; names the run.
 
   Example:
     >>> from jaxpapers.structopt import problems

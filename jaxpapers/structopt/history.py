@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpapers.structopt import lbfgs
+from jaxpapers.structopt import fem, lbfgs
 
 _ARRAYS = ('best_design', 'best_feasible_design', 'final_design', 'frames')
 
@@ -210,7 +210,7 @@ class Log:
     self.feasible += np.asarray(record.feasible)[:new].tolist()
     self.status = status
     if status == lbfgs.NOT_FINITE:
-      raise FloatingPointError(
+      raise fem.SolveError(
         f'{self.method} on problem {self.problem!r}, evaluation'
         f' {self.evaluations - 1}: the compliance is {self.losses[-1]} or its'
         ' gradient is not finite. The linear solver did not converge, or the'

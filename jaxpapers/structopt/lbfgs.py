@@ -1,11 +1,12 @@
 """L-BFGS on the device, one evaluation at a time, and SciPy's as reference.
 
-The direction comes from `optax.scale_by_lbfgs`. Optax's own line search is not
-used: it holds its values in the precision of the parameters (compliances need
-float64 although the network's weights are float32), it contains the objective
-twice, both copies of which a batch under vmap evaluates, and it does not report
-the evaluations it makes, which are what the paper counts and plots. With
-`line_search` every update consumes exactly one evaluation.
+This is not `optax.lbfgs`, whose line search holds its values in the precision
+of the parameters (compliances need float64 although the network's weights are
+float32), contains the objective twice, both copies of which a batch under vmap
+evaluates, and does not report the evaluations it makes, which are what the
+paper counts and plots. Here every update consumes exactly one evaluation. The
+inverse Hessian is applied in its compact form (Byrd, Nocedal & Schnabel, Math.
+Program. 63, 1994): two passes over the memory, no loop over it, no branch.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxpapers.structopt import line_search
 
@@ -31,6 +31,27 @@ MESSAGES = (
 )
 
 
+class Memory(NamedTuple):
+  """The last steps and gradient changes, in rings of `memory_size` rows.
+
+  Attributes:
+    steps: Changes of the parameters, a tree of [memory_size, ...].
+    changes: Changes of the gradient, likewise.
+    steps_changes: Inner products of a step (row) and a change (column),
+      float64 [memory_size, memory_size].
+    changes_changes: Inner products of the changes, likewise.
+    pairs: Number of rows in use, int32.
+    head: Row to write next, int32.
+  """
+
+  steps: Any
+  changes: Any
+  steps_changes: jax.Array
+  changes_changes: jax.Array
+  pairs: jax.Array
+  head: jax.Array
+
+
 class LBFGSState(NamedTuple):
   """State of `lbfgs`.
 
@@ -40,7 +61,7 @@ class LBFGSState(NamedTuple):
     value: Objective at `params`, float64.
     grad: Gradient at `params`.
     direction: Search direction.
-    memory: State of `optax.scale_by_lbfgs`.
+    memory: What approximates the Hessian.
     search: State of the line search.
     iterations: Number of accepted steps, int32.
     restarts: Number of times that the memory was dropped, int32.
@@ -53,7 +74,7 @@ class LBFGSState(NamedTuple):
   value: jax.Array
   grad: Any
   direction: Any
-  memory: Any
+  memory: Memory
   search: line_search.SearchState
   iterations: jax.Array
   restarts: jax.Array
@@ -73,6 +94,103 @@ def _inner(a: Any, b: Any) -> jax.Array:
   return sum(
     jnp.sum(x.astype(jnp.float64) * y.astype(jnp.float64))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def _select(condition: jax.Array, a: Any, b: Any) -> Any:
+  """`a` or `b`, leaf by leaf."""
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _products(rows: Any, vector: Any) -> jax.Array:
+  """Inner products of each row of a ring with a vector, float64 [rows]."""
+
+  def product(r, v):
+    r, v = r.reshape(len(r), -1), v.reshape(-1)
+    out = jnp.matmul(r, v, precision=jax.lax.Precision.HIGHEST)
+    return out.astype(jnp.float64)
+
+  return sum(jax.tree.leaves(jax.tree.map(product, rows, vector)))
+
+
+def _combination(weights: jax.Array, rows: Any) -> Any:
+  """Sum of the rows of a ring times weights."""
+
+  def combine(r):
+    return jnp.tensordot(
+      weights.astype(r.dtype), r, axes=1, precision=jax.lax.Precision.HIGHEST
+    )
+
+  return jax.tree.map(combine, rows)
+
+
+def _remember(
+  memory: Memory, step: Any, change: Any, store: jax.Array
+) -> Memory:
+  """Writes a pair over the oldest one, or leaves all as it is."""
+  head, size = memory.head, len(memory.steps_changes)
+
+  def write(ring, new):
+    # Only one row is selected and written, so that XLA can do it in place.
+    return ring.at[head].set(jnp.where(store, new, ring[head]))
+
+  steps = jax.tree.map(write, memory.steps, step)
+  changes = jax.tree.map(write, memory.changes, change)
+  by_change = _products(steps, change)
+  column = jnp.where(store, by_change, memory.steps_changes[:, head])
+  # The row of the new step: its products with all changes.
+  row = jnp.where(store, _products(changes, step), memory.steps_changes[head])
+  both = jnp.where(
+    store, _products(changes, change), memory.changes_changes[head]
+  )
+  return Memory(
+    steps=steps,
+    changes=changes,
+    steps_changes=memory.steps_changes.at[:, head]
+    .set(column)
+    .at[head]
+    .set(row),
+    changes_changes=(
+      memory.changes_changes.at[:, head].set(both).at[head].set(both)
+    ),
+    pairs=jnp.minimum(memory.pairs + store, size),
+    head=(head + store) % size,
+  )
+
+
+def _forget(memory: Memory, condition: jax.Array) -> Memory:
+  """Empties the memory; rows that are not in use need not be cleared."""
+  return memory._replace(pairs=jnp.where(condition, 0, memory.pairs))
+
+
+def _apply_inverse(memory: Memory, grad: Any) -> Any:
+  """Multiplies the gradient by the approximate inverse Hessian."""
+  size = len(memory.steps_changes)
+  # From the oldest row to the newest; rows not in use come first.
+  order = (memory.head + jnp.arange(size, dtype=jnp.int32)) % size
+  used = jnp.arange(size, dtype=jnp.int32) >= size - memory.pairs
+  both = used[:, None] & used[None, :]
+  products = memory.steps_changes[order][:, order]
+  triangle = jnp.where(both, jnp.triu(products), jnp.eye(size))
+  square = jnp.where(both, memory.changes_changes[order][:, order], 0.0)
+  bend = jnp.where(used, jnp.diagonal(products), 0.0)
+  scale = jnp.where(
+    memory.pairs > 0, bend[-1] / jnp.where(used[-1], square[-1, -1], 1.0), 1.0
+  )
+  along_steps = jnp.where(used, _products(memory.steps, grad)[order], 0.0)
+  along_changes = jnp.where(used, _products(memory.changes, grad)[order], 0.0)
+  solve = jax.scipy.linalg.solve_triangular
+  alpha = solve(triangle, along_steps)
+  rest = bend * alpha + scale * (square @ alpha - along_changes)
+  weights = solve(triangle, rest, trans=1)
+  # Back to the order of the rows.
+  weights = jnp.zeros(size).at[order].set(jnp.where(used, weights, 0.0))
+  alpha = jnp.zeros(size).at[order].set(jnp.where(used, alpha, 0.0))
+  return jax.tree.map(
+    lambda g, s, y: scale.astype(g.dtype) * g + s - y,
+    grad,
+    _combination(weights, memory.steps),
+    _combination(scale * alpha, memory.changes),
   )
 
 
@@ -124,38 +242,31 @@ def lbfgs(
     raise ValueError(
       f'max_line_search_steps is {max_line_search_steps}; expected at least 1.'
     )
-  scaling = optax.scale_by_lbfgs(memory_size)
-
-  def descend(params, value, grad, memory):
-    """The next direction and the line search along it."""
-    scaled, memory = scaling.update(grad, memory, params)
-    direction = jax.tree.map(lambda d, p: -d.astype(p.dtype), scaled, params)
-    slope = _inner(grad, direction)
-    # Rounding can spoil the curvature pairs so far that the direction rises.
-    rises = ~(slope < 0)
-    direction = jax.tree.map(
-      lambda d, g: jnp.where(rises, -g, d), direction, grad
-    )
-    slope = jnp.where(rises, -_inner(grad, grad), slope)
-    memory = _forget(memory, rises)
-    # Nothing is known of the scale before the first step: a unit length then.
-    norm = jnp.sqrt(_inner(direction, direction))
-    unit = 1.0 / jnp.where(norm > 0, norm, 1.0)
-    first_step = jnp.where(memory.count <= 1, unit, 1.0)
-    return direction, memory, line_search.begin(value, slope, first_step), rises
 
   def init(params: Any) -> LBFGSState:
     with jax.enable_x64(True):
       params = jax.tree.map(jnp.asarray, params)
       zeros = jax.tree.map(jnp.zeros_like, params)
       zero = jnp.zeros((), jnp.float64)
+      square = jnp.zeros((memory_size, memory_size), jnp.float64)
+
+      def rows(p):
+        return jnp.zeros((memory_size, *p.shape), p.dtype)
+
       return LBFGSState(
         trial=params,
         params=params,
         value=zero,
         grad=zeros,
         direction=zeros,
-        memory=scaling.init(params),
+        memory=Memory(
+          steps=jax.tree.map(rows, params),
+          changes=jax.tree.map(rows, params),
+          steps_changes=square,
+          changes_changes=square,
+          pairs=jnp.zeros((), jnp.int32),
+          head=jnp.zeros((), jnp.int32),
+        ),
         search=line_search.begin(zero, zero, zero),
         iterations=jnp.zeros((), jnp.int32),
         restarts=jnp.zeros((), jnp.int32),
@@ -165,67 +276,79 @@ def lbfgs(
 
   @jax.jit
   def step(state: LBFGSState, value: jax.Array, grad: Any) -> LBFGSState:
+    epsilon = np.finfo(np.float64).eps
+    running = state.status == RUNNING
     first = state.evaluations == 0
     slope = _inner(grad, state.direction)
     search = line_search.advance(state.search, value, slope)
-    finite = jnp.isfinite(value) & jnp.isfinite(_inner(grad, grad))
     accept = first | search.done
     failed = ~accept & (search.evaluations >= max_line_search_steps)
     # Without positive curvature along the step the pairs are worth nothing.
     bend = slope - state.search.start_slope
-    epsilon = np.finfo(np.float64).eps
     concave = search.done & ~(bend > -epsilon * state.search.start_slope)
+    hopeless = failed & (state.memory.pairs == 0)
 
-    def turned(_):
-      """Looks in a new direction, from the trial or once more from before."""
-      params, grad_here, value_here = jax.tree.map(
-        lambda a, b: jnp.where(accept, a, b),
-        (state.trial, grad, value),
-        (state.params, state.grad, state.value),
-      )
-      direction, memory, fresh, rises = descend(
-        params, value_here, grad_here, _forget(state.memory, failed | concave)
-      )
-      # What is left to try when the gradient itself led nowhere?
-      hopeless = failed & (state.memory.count <= 1)
-      scale = jnp.maximum(jnp.abs(state.value), jnp.abs(value))
-      gain = state.value - value
-      stalled = gain <= factr * epsilon * jnp.maximum(scale, 1.0)
-      largest = [
-        jnp.max(jnp.abs(g)).astype(value.dtype) for g in jax.tree.leaves(grad)
-      ]
-      flat = jnp.max(jnp.stack(largest)) <= pgtol
-      converged = accept & ((stalled & ~first) | flat)
-      status = jnp.where(hopeless, SEARCH_FAILED, state.status)
-      status = jnp.where(converged, CONVERGED, status)
-      return state._replace(
-        params=params,
-        value=value_here,
-        grad=grad_here,
-        direction=direction,
-        memory=memory,
-        search=fresh,
-        iterations=state.iterations + (accept & ~first),
-        restarts=state.restarts + (failed | concave | rises),
-        status=status.astype(jnp.int32),
-      )
+    # The point to search from: the trial, or once more the one before. While
+    # the search goes on all this is computed in vain, which is seldom, and
+    # cheaper than a branch, whose operands XLA copies.
+    turn = accept | failed
+    params, here, value_here = _select(
+      accept,
+      (state.trial, grad, value),
+      (state.params, state.grad, state.value),
+    )
+    memory = _remember(
+      _forget(state.memory, running & (failed | concave)),
+      jax.tree.map(jnp.subtract, state.trial, state.params),
+      jax.tree.map(jnp.subtract, grad, state.grad),
+      running & accept & ~first & ~concave,
+    )
+    direction = jax.tree.map(jnp.negative, _apply_inverse(memory, here))
+    descent = _inner(here, direction)
+    # Rounding can spoil the pairs so far that the direction rises.
+    rises = ~(descent < 0)
+    steepest = jax.tree.map(jnp.negative, here)
+    direction = _select(rises, steepest, direction)
+    descent = jnp.where(rises, _inner(here, steepest), descent)
+    memory = _forget(memory, running & turn & rises)
+    # Nothing is known of the scale before the first step: a unit length then.
+    norm = jnp.sqrt(_inner(direction, direction))
+    unit = 1.0 / jnp.where(norm > 0, norm, 1.0)
+    fresh = line_search.begin(
+      value_here, descent, jnp.where(memory.pairs == 0, unit, 1.0)
+    )
 
-    def continued(_):
-      return state._replace(search=search)
+    scale = jnp.maximum(jnp.abs(state.value), jnp.abs(value))
+    stalled = state.value - value <= factr * epsilon * jnp.maximum(scale, 1.0)
+    largest = [
+      jnp.max(jnp.abs(g)).astype(value.dtype) for g in jax.tree.leaves(grad)
+    ]
+    flat = jnp.max(jnp.stack(largest)) <= pgtol
+    finite = jnp.isfinite(value) & jnp.isfinite(_inner(grad, grad))
+    status = jnp.where(hopeless, SEARCH_FAILED, state.status)
+    status = jnp.where(accept & ((stalled & ~first) | flat), CONVERGED, status)
+    status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
 
-    new = jax.lax.cond(accept | failed, turned, continued, None)
-    trial = jax.tree.map(
-      lambda p, d: p + new.search.step.astype(p.dtype) * d,
-      new.params,
-      new.direction,
+    params = _select(turn, params, state.params)
+    direction = _select(turn, direction, state.direction)
+    search = _select(turn, fresh, search)
+    new = state._replace(
+      trial=jax.tree.map(
+        lambda p, d: p + search.step.astype(p.dtype) * d, params, direction
+      ),
+      params=params,
+      value=jnp.where(turn, value_here, state.value),
+      grad=_select(turn, here, state.grad),
+      direction=direction,
+      memory=None,
+      search=search,
+      iterations=state.iterations + (accept & ~first),
+      restarts=state.restarts + (failed | concave | (turn & rises)),
+      evaluations=state.evaluations + 1,
+      status=status,
     )
-    status = jnp.where(finite, new.status, NOT_FINITE).astype(jnp.int32)
-    new = new._replace(
-      trial=trial, evaluations=state.evaluations + 1, status=status
-    )
-    return jax.tree.map(
-      lambda a, b: jnp.where(state.status == RUNNING, a, b), new, state
-    )
+    new = _select(running, new, state._replace(memory=None))
+    return new._replace(memory=memory)
 
   def update(state: LBFGSState, value: Any, grad: Any) -> LBFGSState:
     with jax.enable_x64(True):
@@ -236,14 +359,6 @@ def lbfgs(
       return step(state, value, grad)
 
   return LBFGS(init, update)
-
-
-def _forget(memory: Any, condition: jax.Array) -> Any:
-  """Empties the memory; pairs of zero weight take no part in the product."""
-  return memory._replace(
-    count=jnp.where(condition, 0, memory.count),
-    weights_memory=jnp.where(condition, 0.0, memory.weights_memory),
-  )
 
 
 def scipy_lbfgs(

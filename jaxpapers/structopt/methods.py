@@ -20,10 +20,10 @@ from jaxpapers.structopt import (
   density,
   domain,
   lbfgs,
-  mma,
   models,
+  moving_asymptotes,
   objective,
-  optimality_criteria,
+  oc,
 )
 
 METHODS = ('cnn-lbfgs', 'pixel-lbfgs', 'mma', 'oc', 'adam', 'pixel-adam')
@@ -216,8 +216,8 @@ def _init(settings: Settings, start: Any) -> Any:
   return _AdamState(start, _adam(settings).init(start))
 
 
-def _mma(settings: Settings) -> mma.MMA:
-  return mma.mma(0.0, 1.0, shape=(settings.nely, settings.nelx))
+def _mma(settings: Settings) -> moving_asymptotes.MMA:
+  return moving_asymptotes.mma(0.0, 1.0, shape=(settings.nely, settings.nelx))
 
 
 def _adam(settings: Settings) -> optax.GradientTransformation:
@@ -300,7 +300,7 @@ def _tell(settings, problem, projection, state, loss, grad):
   elif not settings.projected:
     weights = slope  # the volume is linear in the densities
     volume = functools.partial(jnp.vdot, weights)
-  trial = optimality_criteria.optimality_criteria(
+  trial = oc.optimality_criteria(
     state.trial, grad, slope, problem.volume_fraction, mask, volume=volume
   )
   return _OCState(trial), running, excess

@@ -56,16 +56,16 @@ def optimize(
     save_every: Keep the best design every so many evaluations, as `frames`.
     callback: Called with a `Progress` every few evaluations.
     **physics: `penal`, `e_min`, `e_0`, `filter_radius`, `constrain` of
-      `objective.design_compliance`, and `solver`, `tol`, `maxiter`, `precision`
-      of `fem.compliance`.
+      `objective.design_compliance`, and `solver`, `tol`, `maxiter`, `precision`,
+      `poisson` of `fem.compliance`.
 
   Returns:
     The record of the run.
 
   Raises:
     ValueError: An argument is wrong or the problem is ill posed.
-    FloatingPointError: The objective was not finite or its linear system could
-      not be solved; names the problem, the method and the evaluation.
+    fem.SolveError: The objective was not finite or its linear system could not
+      be solved; names the problem, the method and the evaluation.
 
   Example:
     >>> from jaxpapers.structopt import problems
