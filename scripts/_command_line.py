@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UsageError(Exception):
@@ -30,6 +30,11 @@ def run(main: Callable[[], Any]) -> None:
       return main()
     except UsageError as error:
       _fail(str(error))
+    except ImportError as error:
+      if 'jaxpapers[' not in str(error):
+        raise
+      print(error, file=sys.stderr)
+      return 1
     except KeyboardInterrupt:
       print('Interrupted.', file=sys.stderr)
       return 130
@@ -60,8 +65,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     rest = flags.FLAGS(argv)[1:]
   except flags.Error as error:
     _fail(' '.join(str(error).split()))
-  except OSError as error:  # A config file that is not there.
-    _fail(f'{error.filename or "file"}: {error.strerror or error}')
+  if flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING  # absl would set INFO.
   if rest:
     _fail(f'Unexpected argument {rest[0]!r}: all options begin with --.')
   return argv

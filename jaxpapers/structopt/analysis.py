@@ -76,6 +76,21 @@ class Scores:
     large = np.array([is_large(p) for p in self.problems], bool)
     return self._rows(large if name == 'large' else ~large)
 
+  def select(
+    self,
+    problems: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+  ) -> 'Scores':
+    """Only some tasks and methods, in the order given; None takes all."""
+    problems = self.problems if problems is None else tuple(problems)
+    methods = self.methods if methods is None else tuple(methods)
+    cells = np.ix_(
+      [self.problems.index(problem) for problem in problems],
+      [self.methods.index(method) for method in methods],
+    )
+    counts = None if self.counts is None else self.counts[cells]
+    return Scores(problems, methods, self.values[cells], counts)
+
   def value(self, problem: str, method: str) -> float:
     """One entry; NaN if the task or the method is not there."""
     if problem not in self.problems or method not in self.methods:

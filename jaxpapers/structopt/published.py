@@ -84,9 +84,7 @@ def read_netcdf(path) -> Iterator[Run]:
 
 def _runs(path, file) -> Iterator[Run]:
   missing = [
-    name
-    for name in ('loss', *_DIMENSIONS[:3])
-    if name not in file.variables
+    name for name in ('loss', *_DIMENSIONS[:3]) if name not in file.variables
   ]
   if missing:
     raise ValueError(
@@ -119,6 +117,4 @@ def _runs(path, file) -> Iterator[Run]:
 def _text(variable) -> list[str]:
   """Strings from an array of characters, one string in a row."""
   rows = np.array(variable[:])
-  return [
-    b''.join(row.astype('S1')).decode().rstrip('\0 ') for row in rows
-  ]
+  return [b''.join(row.astype('S1')).decode().rstrip('\0 ') for row in rows]

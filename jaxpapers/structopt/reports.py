@@ -121,21 +121,29 @@ def beside_paper(
     paper: the paper's typical and ensemble scores.
 
   Returns:
-    A table with a row for each task and method that was run.
+    A table with a row for each task and method that was run. The ensemble is
+    left out where every method has a single run.
   """
+  kinds = [(typical, paper[0], 'typical'), (ensemble, paper[1], 'best')]
+  if ensemble.counts.max(initial=0) <= 1 and (
+    (typical.counts == ensemble.counts).all()
+  ):
+    kinds = kinds[:1]
   rows = []
-  for i, problem in enumerate(typical.problems):
-    for j, method in enumerate(typical.methods):
+  for i, problem in enumerate(ensemble.problems):
+    for j, method in enumerate(ensemble.methods):
       if not ensemble.counts[i, j]:
         continue
       row = [problem, title(method)]
-      for ours, theirs in zip((typical, ensemble), paper):
+      for ours, theirs, _ in kinds:
         value, other = ours.values[i, j], theirs.value(problem, method)
         row += [str(ours.counts[i, j]), number(value), number(other)]
         row.append(difference(value, other))
       rows.append(row)
-  columns = ['runs', 'typical', 'paper', 'diff', 'runs', 'best', 'paper']
-  return table(['task', 'method', *columns, 'diff'], rows)
+  headers = ['task', 'method']
+  for *_, name in kinds:
+    headers += ['runs', name, 'paper', 'difference']
+  return table(headers, rows)
 
 
 def number(value: float) -> str:
@@ -188,15 +196,15 @@ def distribution_figure(typical: Scores, ensemble: Scores):
         mean = 100 * errors[name][j]
         label = f'{title(method)}, mean {mean:.2f} %'
         axes.plot(x, curves[:, j], label=label, linewidth=2, **style)
-        # A mean beyond the edge is drawn as an arrow that leaves the panel.
-        marker = (mean, '|') if mean <= x[-1] else (x[-1], '>')
+        # A mean beyond the edge is an arrow that leaves the panel.
+        inside = mean <= x[-1]
         axes.plot(
-          marker[0],
+          min(mean, x[-1]),
           0.0,
-          marker[1],
+          marker=2 if inside else '>',  # 2: a tick upwards
           color=style['color'],
-          markersize=15 if marker[1] == '|' else 8,
-          markeredgewidth=2.5,
+          markersize=12 if inside else 8,
+          markeredgewidth=3 if inside else 0,
           clip_on=False,
           zorder=3,
         )
@@ -204,7 +212,8 @@ def distribution_figure(typical: Scores, ensemble: Scores):
       axes.set_ylim(0, 1.005)
       axes.set_title(f'{heading}\n{len(part.problems)} {name} tasks')
       axes.grid(alpha=0.25)
-      axes.legend(loc='lower right', fontsize=9)
+      axes.legend(loc='best', fontsize=9)
+      axes.set_xticks(range(0, 21, 5))
       axes.spines[['top', 'right']].set_visible(False)
     row[0].set_ylabel('fraction of tasks')
   for axes in panels[-1]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxpapers
 from jaxpapers.structopt import batch, problems, runner, runs
 from jaxpapers.structopt.history import History, Progress
 
@@ -122,7 +123,11 @@ def execute(
     if isinstance(result, Failure):
       failures.append(result)
     else:
-      metadata = {'seed': key.seed, 'settings': settings.metadata()}
+      metadata = {
+        'seed': key.seed,
+        'settings': settings.metadata(),
+        'jaxpapers': jaxpapers.__version__,
+      }
       result = dataclasses.replace(result, metadata=metadata)
       problem = problems.get_problem(key.problem)
       runs.save(folder, key, result, problem, keep_frames)
