@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 _BASE = 16  # scalar elimination up to this size, blocked above
-_LOOP = 128  # blocked loop up to this size, recursive halving above
+_LOOP = 256  # blocked loop up to this size, recursive halving above
 
 
 def matmul(a, b):

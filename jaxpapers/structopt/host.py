@@ -8,7 +8,9 @@ by them, and not parallel under ``vmap``.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxpapers.structopt import elements
 
@@ -89,10 +91,24 @@ def _factorize(matrix):
   return cholmod.cholesky(matrix)
 
 
+def _to_words(x):
+  """Float64 as pairs of 32-bit words, which no callback rounds.
+
+  A callback may run in a thread where 64-bit types are off; JAX would then
+  turn its arguments and results into float32.
+  """
+  return lax.bitcast_convert_type(x.astype(jnp.float64), jnp.uint32)
+
+
+def _from_words(words):
+  return np.ascontiguousarray(words).view(np.float64)[..., 0]
+
+
 def _solve(youngs, free, forces, springs, stiffness):
-  youngs, free, forces = (np.asarray(a) for a in (youngs, free, forces))
-  springs = None if springs is None else np.asarray(springs, np.float64)
-  matrix = assemble(youngs.astype(np.float64), free, stiffness, springs)
+  youngs, forces = _from_words(youngs), _from_words(forces)
+  springs = None if springs is None else _from_words(springs)
+  free = np.asarray(free)
+  matrix = assemble(youngs, free, stiffness, springs)
   keep = np.flatnonzero(free)
   flat = forces.reshape(-1, free.size)
   u = np.zeros(flat.shape)
@@ -102,7 +118,7 @@ def _solve(youngs, free, forces, springs, stiffness):
       u[case, keep] = solve(flat[case, keep])
   except (ArithmeticError, RuntimeError, ValueError):
     u[:] = np.nan  # reported by the caller as an unconverged solve
-  return u.reshape(forces.shape).astype(forces.dtype)
+  return u.reshape((*forces.shape, 1)).view(np.uint32)
 
 
 def solve(youngs, free, forces, stiffness, springs=None):
@@ -116,17 +132,17 @@ def solve(youngs, free, forces, stiffness, springs=None):
     springs: ``[*nodes, dim]`` added to the diagonal of K, or None.
 
   Returns:
-    Displacements with the shape and dtype of ``forces``; NaN where the
+    Displacements with the shape of ``forces``, float64; NaN where the
     factorisation failed.
   """
   _scipy_sparse()  # fail here, with our message, not inside the callback
-  shape = jax.ShapeDtypeStruct(forces.shape, forces.dtype)
-  return jax.pure_callback(
+  words = jax.pure_callback(
     functools.partial(_solve, stiffness=np.asarray(stiffness)),
-    shape,
-    youngs,
+    jax.ShapeDtypeStruct((*forces.shape, 2), jnp.uint32),
+    _to_words(youngs),
     free,
-    forces,
-    springs,
+    _to_words(forces),
+    None if springs is None else _to_words(springs),
     vmap_method='sequential',
   )
+  return lax.bitcast_convert_type(words, jnp.float64)

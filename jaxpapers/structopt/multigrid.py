@@ -25,7 +25,7 @@ from jax import lax
 
 from jaxpapers.structopt import dense, elements
 
-_COARSEST_DOFS = 640  # solved densely
+_COARSEST_DOFS = {2: 320, 3: 640}  # solved densely; by dimension
 _DAMPING = 0.6  # of block-Jacobi
 
 
@@ -66,7 +66,7 @@ def num_levels(shape):
   while True:
     grid = [math.ceil(n / 2**count) for n in shape]
     dofs = dim * math.prod(n + 1 for n in grid)
-    if dofs <= _COARSEST_DOFS or min(grid) < 4:
+    if dofs <= _COARSEST_DOFS[dim] or min(grid) < 4:
       return count
     count += 1
 
@@ -109,7 +109,8 @@ def _galerkin(matrices, dim):
     dim: 2 or 3.
 
   Returns:
-    ``[corners, dim, corners, dim, *coarse elements]``.
+    ``[corners, dim, corners, dim, *coarse elements]``, and the node stencils
+    of these matrices.
   """
   total = None
   children = itertools.product((0, 1), repeat=dim)
@@ -121,7 +122,44 @@ def _galerkin(matrices, dim):
     k = jnp.tensordot(p.T, k, axes=1, precision='highest')
     k = jnp.moveaxis(k, 0, 2)
     total = k if total is None else total + k
-  return total
+  return total, _stencil(total, dim)
+
+
+def _galerkin_packed(matrices, dim):
+  """As ``_galerkin`` on packed upper triangles, in one matrix product.
+
+  In two dimensions the whole map is a small matrix, which one product applies
+  faster than the two contractions do; in three it would be large.
+  """
+  count = len(elements.corners(dim))
+  _, _, unpack, weights = _packed_galerkin(count, dim)
+  children = itertools.product((0, 1), repeat=dim)
+  stacked = jnp.concatenate([matrices(child) for child in children])
+  weights = jnp.asarray(weights, stacked.dtype)
+  packed = jnp.tensordot(weights, stacked, axes=1, precision='highest')
+  full = packed[unpack].reshape((count, dim, count, dim, *packed.shape[1:]))
+  return packed, _stencil(full, dim)
+
+
+@functools.lru_cache(maxsize=8)
+def _packed_galerkin(corners, dim):
+  """The map of ``_galerkin`` as one matrix on packed upper triangles.
+
+  Returns:
+    ``(rows, columns, unpack, weights)``: the packed entries, where to find a
+    full matrix's entries among them, and ``[packed, children * packed]``.
+  """
+  size = corners * dim
+  rows, columns = np.triu_indices(size)
+  unpack = np.zeros((size, size), np.int32)
+  unpack[rows, columns] = unpack[columns, rows] = np.arange(len(rows))
+  weights = []
+  for prolong in _child_prolongations(dim):
+    p = np.kron(prolong, np.eye(dim))
+    w = p[rows][:, rows] * p[columns][:, columns]
+    off = (rows != columns)[:, None]  # both halves of the symmetric matrix
+    weights.append(w + off * p[columns][:, rows] * p[rows][:, columns])
+  return rows, columns, unpack, np.concatenate(weights).T
 
 
 def _stencil(matrices, dim):
@@ -238,27 +276,45 @@ def _share_among_elements(springs):
 
 
 def _finest_matrices(youngs, mask, stiffness, springs):
-  """Masked element matrices of one child of every coarse element."""
+  """Masked element matrices of the children of every coarse element.
+
+  Returns:
+    A function from child position to the children's matrices: packed upper
+    triangles ``[packed, *coarse elements]`` in two dimensions, ``[corners, dim,
+    corners, dim, *coarse elements]`` in three.
+  """
   dim = youngs.ndim
-  corners = elements.corners(dim)
-  count = len(corners)
-  unit = np.asarray(stiffness).reshape(count, dim, count, dim)
-  diagonal = np.eye(count * dim).reshape((*unit.shape, *(1,) * dim))
+  count = len(elements.corners(dim))
+  unit = np.asarray(stiffness)
+  diagonal = np.eye(count * dim)
+  if dim == 2:
+    rows, columns = _packed_galerkin(count, dim)[:2]
+    unit, diagonal = unit[rows, columns], diagonal[rows, columns]
+  else:
+    unit = unit.reshape(count, dim, count, dim)
+    diagonal = diagonal.reshape(unit.shape)
+
+  def pairs(local):
+    if dim == 2:
+      return local[rows] * local[columns]
+    local = local.reshape((count, dim, *local.shape[1:]))
+    return local[:, :, None, None] * local
+
+  def constant(array):
+    array = jnp.asarray(array, youngs.dtype)
+    return array.reshape(array.shape + (1,) * dim)
+
+  masks = elements.gather_corners(mask, dim)
   if springs is not None:
     springs = elements.gather_corners(_share_among_elements(springs), dim)
 
   def matrices(child):
     every = tuple(slice(c, None, 2) for c in child)
-    e = youngs[every]
-    local = elements.gather_corners(mask, dim)
-    local = local[(slice(None), *every)]
-    local = local.reshape((count, dim, *e.shape))
-    k = jnp.asarray(unit, e.dtype)
-    k = k.reshape(unit.shape + (1,) * dim) * e
+    k = constant(unit) * youngs[every]
     if springs is not None:
-      own = springs[(slice(None), *every)].reshape((count, dim, *e.shape))
-      k = k + jnp.asarray(diagonal, e.dtype) * own
-    return k * local[:, :, None, None] * local
+      own = jnp.sqrt(springs[(slice(None), *every)])
+      k = k + constant(diagonal) * pairs(own)
+    return k * pairs(masks[(slice(None), *every)])
 
   return matrices
 
@@ -317,15 +373,15 @@ def build(youngs, mask, stiffness, springs=None):
   blocks = _diagonal_blocks(youngs, mask, stiffness, springs)
   levels = [Level(youngs, _invert_blocks(blocks))]
   matrices = _finest_matrices(youngs, mask, stiffness, springs)
+  coarsen = _galerkin_packed if dim == 2 else _galerkin
   for _ in range(count):
-    k = _galerkin(matrices, dim)
-    stencil = _stencil(k, dim)
+    k, stencil = coarsen(matrices, dim)
     centre = _offsets(dim).index((0,) * dim)
     levels.append(Level(stencil, _invert_blocks(stencil[centre])))
 
     def matrices(child, k=k):
       every = tuple(slice(c, None, 2) for c in child)
-      return k[(slice(None),) * 4 + every]
+      return k[(slice(None),) * (k.ndim - dim) + every]
 
   last = levels.pop() if count else levels[0]
   nodes = last.smoother.shape[2:]

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 from absl.testing import absltest, parameterized
 
-from jaxpapers.structopt import mma as mma_lib
+from jaxpapers.structopt import moving_asymptotes as mma_lib
 
 
 def _quadratic_problem(seed, n, m):

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import density, problems
-from jaxpapers.structopt import optimality_criteria as oc_lib
+from jaxpapers.structopt import oc as oc_lib
 
 _TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 'structopt'
 

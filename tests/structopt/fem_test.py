@@ -1,0 +1,645 @@
+"""Finite elements: parity with the authors' code, derivatives, bad input."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxpapers.structopt import (
+  density,
+  direct,
+  elements,
+  families,
+  fem,
+  host,
+  multigrid,
+  problems,
+)
+from tests.helpers import goldens
+
+PHYSICS = goldens.load_json('structopt', 'physics.json')
+SAMPLES = goldens.load_npz('structopt', 'physics.npz')
+LARGE = ('causeway_bridge_top_128x128_0.2', 'mbb_beam_384x128_0.3')
+SMALL = tuple(name for name in PHYSICS if name not in LARGE)
+
+
+def setUpModule():
+  # Every test here is about float64 numbers; the scope is this file's own.
+  global _scope
+  _scope = jax.enable_x64(True)
+  _scope.__enter__()
+
+
+def tearDownModule():
+  _scope.__exit__(None, None, None)
+
+
+def design(name):
+  return SAMPLES[f'{name}/design_u8'] / 255.0
+
+
+def young_of(x, problem):
+  return density.simp(density.cone_filter(x, 2.0, problem.mask))
+
+
+@functools.cache
+def _objective(shape, solver):
+  """One compiled value and gradient per mesh size and solver."""
+  del shape
+
+  def value(x, mask, forces, free):
+    youngs = density.simp(density.cone_filter(x, 2.0, mask))
+    return fem.compliance(youngs, forces, free, solver=solver)
+
+  return jax.jit(jax.value_and_grad(value))
+
+
+def value_and_grad(x, problem, solver):
+  return _objective(np.shape(x), solver)(
+    x, problem.mask, problem.nodal_forces, problem.free
+  )
+
+
+def relative(a, b):
+  return np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b)
+
+
+class ElementTest(parameterized.TestCase):
+  @parameterized.parameters(0, 1)
+  def test_equals_the_original(self, case):
+    unit = goldens.load_npz('structopt', 'small.npz')
+    young, poisson = unit[f'ke{case}_par']
+    ours = elements.element_stiffness(young, poisson)
+    np.testing.assert_allclose(ours, unit[f'ke{case}'], rtol=0, atol=1e-15)
+
+  def test_equals_scikit_fem(self):
+    skfem = self._skfem()
+    from skfem.helpers import ddot, sym_grad, trace
+
+    young, poisson = 1.7, 0.27
+    # Plane stress is plane strain with a modified first Lame constant.
+    lam = young * poisson / (1 - poisson**2)
+    mu = young / (2 * (1 + poisson))
+
+    @skfem.BilinearForm
+    def form(u, v, w):
+      del w
+      strain, virtual = sym_grad(u), sym_grad(v)
+      return 2 * mu * ddot(strain, virtual) + lam * trace(strain) * trace(
+        virtual
+      )
+
+    mesh = skfem.MeshQuad(
+      np.array([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0]]),
+      np.array([[0], [1], [2], [3]]),
+    )
+    basis = skfem.Basis(mesh, skfem.ElementVector(skfem.ElementQuad1()))
+    theirs = form.assemble(basis).toarray()
+    dofs = basis.nodal_dofs.T[mesh.t[:, 0]].reshape(-1)
+    np.testing.assert_allclose(
+      elements.element_stiffness(young, poisson),
+      theirs[np.ix_(dofs, dofs)],
+      atol=1e-14,
+    )
+
+  def _skfem(self):
+    try:
+      import skfem
+    except ImportError:
+      self.skipTest('scikit-fem is not installed (extra [test]).')
+    return skfem
+
+  def test_null_space_is_the_rigid_motions(self):
+    values = np.linalg.eigvalsh(elements.element_stiffness())
+    expected = [0, 0, 0, 0.49450549, 0.49450549, 0.76923077, 0.76923077]
+    np.testing.assert_allclose(values, [*expected, 1.42857143], atol=1e-8)
+
+  def test_both_ways_of_applying_it_agree(self):
+    rng = np.random.default_rng(0)
+    youngs, u = rng.random((5, 7)), rng.standard_normal((2, 6, 8))
+    unit = elements.element_stiffness()
+    one = elements.apply_fused(jnp.asarray(youngs), jnp.asarray(u), unit)
+    two = elements.apply_gemm(jnp.asarray(youngs), jnp.asarray(u), unit)
+    np.testing.assert_allclose(one, two, atol=1e-14)
+
+  def test_bad_material(self):
+    with self.assertRaisesRegex(ValueError, 'young must be a positive'):
+      elements.element_stiffness(0.0)
+    with self.assertRaisesRegex(ValueError, 'poisson must lie'):
+      elements.element_stiffness(1.0, 0.7)
+
+
+class ParityTest(parameterized.TestCase):
+  """Compliance and gradients of the original code on real designs."""
+
+  @parameterized.parameters(*SMALL)
+  def test_direct(self, name):
+    self._check(name, 'direct', 1e-9, 1e-7)
+
+  @parameterized.parameters(*SMALL)
+  def test_multigrid(self, name):
+    # The residual is 1e-8; the compliance error is its square, the gradient's
+    # is of its order times the conditioning of the islands of solid.
+    self._check(name, 'mgcg', 1e-8, 1e-6)
+
+  @parameterized.parameters('mbb_beam_96x32_0.5', 'hoop_32x64_0.25')
+  def test_host(self, name):
+    self._check(name, 'host', 1e-9, 1e-7)
+
+  def _check(self, name, solver, value_tol, gradient_tol):
+    problem = problems.get_problem(name)
+    golden = PHYSICS[name]
+    cells = SAMPLES[f'{name}/cells']
+    value, gradient = value_and_grad(design(name), problem, solver)
+    truth = golden['A']['compliance_longdouble_refined']
+    np.testing.assert_allclose(value, truth, rtol=value_tol)
+    self.assertLess(
+      relative(np.ravel(gradient)[cells], SAMPLES[f'{name}/A_grad']),
+      gradient_tol,
+    )
+    np.testing.assert_allclose(
+      np.linalg.norm(gradient), golden['A']['grad_norm'], rtol=gradient_tol
+    )
+    uniform = problem.volume_fraction * problem.mask
+    value, gradient = value_and_grad(uniform, problem, solver)
+    np.testing.assert_allclose(value, golden['C']['compliance'], rtol=value_tol)
+    np.testing.assert_allclose(
+      np.linalg.norm(gradient), golden['C']['grad_norm'], rtol=gradient_tol
+    )
+
+  @parameterized.parameters(*LARGE)
+  def test_large(self, name):
+    # The original's own gradients are good to 1e-6 at 384 x 128.
+    self._check(name, 'mgcg', 1e-8, 1e-6)
+
+  @parameterized.parameters(*SMALL)
+  def test_volume_constrained_logits(self, name):
+    problem = problems.get_problem(name)
+    z = 3 * goldens.normal(f'{name}/logits', (problem.nely, problem.nelx))
+    golden = PHYSICS[name]['B']
+    self.assertAlmostEqual(z[0, 0], golden['z00'], delta=1e-12)
+
+    def densities(z):
+      return density.volume_sigmoid(z, problem.volume_fraction, problem.mask)
+
+    x, pull = jax.vjp(densities, jnp.asarray(z))
+    value, slope = value_and_grad(x, problem, 'direct')
+    (gradient,) = pull(slope)
+    np.testing.assert_allclose(value, golden['compliance'], rtol=1e-9)
+    cells = SAMPLES[f'{name}/cells']
+    self.assertLess(
+      relative(np.ravel(gradient)[cells], SAMPLES[f'{name}/B_grad']), 1e-7
+    )
+    # Shifting all logits changes nothing under the volume constraint.
+    self.assertLess(abs(float(jnp.sum(gradient))), 1e-9 * golden['grad_norm'])
+
+  @parameterized.parameters(*SMALL)
+  def test_displacements(self, name):
+    problem = problems.get_problem(name)
+    u, info = fem.solve_displacement(
+      young_of(design(name), problem),
+      problem.nodal_forces,
+      problem.free,
+      solver='direct',
+    )
+    self.assertTrue(info.converged)
+    dofs = SAMPLES[f'{name}/dofs']
+    ours = np.asarray(u).swapaxes(0, 1).reshape(-1)[dofs]
+    # Displacements of floating islands are ill-conditioned in any solver.
+    self.assertLess(relative(ours, SAMPLES[f'{name}/A_u']), 1e-6)
+
+
+class MultigridTest(parameterized.TestCase):
+  @parameterized.parameters(*PHYSICS)
+  def test_iteration_counts(self, name):
+    problem = problems.get_problem(name)
+    _, info = fem.solve_displacement(
+      young_of(design(name), problem),
+      problem.nodal_forces,
+      problem.free,
+      solver='mgcg',
+      tol=1e-8,
+    )
+    self.assertTrue(info.converged)
+    self.assertLessEqual(float(info.residual), 1e-8)
+    islands = name.startswith('staggered_points')
+    self.assertLessEqual(int(info.iterations), 250 if islands else 120)
+
+  def test_preconditioner_is_symmetric_and_positive(self):
+    rng = np.random.default_rng(1)
+    youngs = jnp.asarray(1e-9 + rng.random((32, 64)) ** 3)
+    mask = np.ones((2, 33, 65))
+    mask[:, :, 0] = 0
+    unit = elements.element_stiffness()
+    hierarchy = multigrid.build(youngs, jnp.asarray(mask), unit)
+    self.assertNotEmpty(hierarchy.levels)
+    a, b = (jnp.asarray(rng.standard_normal(mask.shape) * mask) for _ in 'ab')
+    m_a = multigrid.v_cycle(hierarchy, unit, a)
+    m_b = multigrid.v_cycle(hierarchy, unit, b)
+    np.testing.assert_allclose(
+      jnp.vdot(b, m_a), jnp.vdot(a, m_b), rtol=1e-9, atol=0
+    )
+    self.assertGreater(float(jnp.vdot(a, m_a)), 0)
+    np.testing.assert_array_equal(np.asarray(m_a)[mask == 0], 0)
+
+  def test_initial_guess_saves_iterations(self):
+    name = 'multistory_building_64x128_0.4'
+    problem = problems.get_problem(name)
+    solve = functools.partial(
+      fem.solve_displacement,
+      forces=problem.nodal_forces,
+      free=problem.free,
+      solver='mgcg',
+    )
+    x = design(name)
+    before, cold = solve(young_of(x, problem))
+    after, warm = solve(young_of(0.98 * x, problem), x0=before)
+    self.assertLess(int(warm.iterations), int(cold.iterations))
+    exact, _ = fem.solve_displacement(
+      young_of(0.98 * x, problem),
+      problem.nodal_forces,
+      problem.free,
+      solver='direct',
+    )
+    self.assertLess(relative(after, np.asarray(exact)), 1e-5)
+
+
+class NeverSilentTest(parameterized.TestCase):
+  """Unconverged and singular solves are rescued or reported."""
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(3)
+    self.youngs = np.where(rng.random((96, 96)) < 0.5, 1.0, 1e-9)
+    self.problem = families.mbb_beam(96, 96, 0.5)
+
+  def test_auto_falls_back_where_multigrid_diverges(self):
+    args = self.youngs, self.problem.nodal_forces, self.problem.free
+    _, info = fem.solve_displacement(*args, solver='mgcg', maxiter=60)
+    self.assertFalse(info.converged)
+    u, info = fem.solve_displacement(*args, solver='auto', maxiter=60)
+    self.assertTrue(info.fallback)
+    self.assertTrue(info.converged)
+    self.assertLessEqual(float(info.residual), 1e-8)
+    exact, _ = fem.solve_displacement(*args, solver='direct')
+    np.testing.assert_array_equal(u, exact)
+
+  def test_auto_rescues_only_the_failed_examples_of_a_batch(self):
+    easy = np.full_like(self.youngs, 0.2)
+    batch = jnp.stack([easy, self.youngs])
+
+    def solve(youngs):
+      return fem.solve_displacement(
+        youngs, self.problem.nodal_forces, self.problem.free, maxiter=60
+      )
+
+    u, info = jax.vmap(solve)(batch)
+    np.testing.assert_array_equal(info.fallback, [False, True])
+    np.testing.assert_array_equal(info.converged, [True, True])
+    alone, _ = solve(easy)
+    np.testing.assert_allclose(u[0], alone, rtol=1e-9, atol=1e-9)
+
+  def test_compliance_raises_outside_jit(self):
+    with self.assertRaisesRegex(fem.SolveError, 'after 20 iterations'):
+      fem.compliance(
+        self.youngs,
+        self.problem.nodal_forces,
+        self.problem.free,
+        solver='mgcg',
+        maxiter=20,
+      )
+
+  def test_compliance_is_nan_inside_jit(self):
+    def value(youngs):
+      return fem.compliance(
+        youngs,
+        self.problem.nodal_forces,
+        self.problem.free,
+        solver='mgcg',
+        maxiter=20,
+      )
+
+    value, gradient = jax.jit(jax.value_and_grad(value))(self.youngs)
+    self.assertTrue(np.isnan(value))
+    self.assertTrue(np.isnan(gradient).all())
+
+  def test_singular_matrix_is_reported(self):
+    problem = families.mbb_beam(24, 16, 0.5)
+    _, info = fem.solve_displacement(
+      np.zeros((16, 24)), problem.nodal_forces, problem.free, solver='direct'
+    )
+    self.assertFalse(info.converged)
+
+
+class DerivativeTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.problem = families.mbb_beam(24, 16, 0.5)
+    rng = np.random.default_rng(5)
+    self.x = jnp.asarray(0.2 + 0.7 * rng.random((16, 24)))
+    self.v = jnp.asarray(rng.standard_normal((16, 24)))
+    self.w = jnp.asarray(rng.standard_normal((16, 24)))
+
+  def value(self, solver):
+    def value(x):
+      return fem.compliance(
+        young_of(x, self.problem),
+        self.problem.nodal_forces,
+        self.problem.free,
+        solver=solver,
+        tol=1e-11,
+      )
+
+    return value
+
+  @parameterized.parameters('direct', 'mgcg', 'host', 'auto')
+  def test_gradient_and_forward_mode(self, solver):
+    f = jax.jit(self.value(solver))
+    h = 1e-5
+    slope = (f(self.x + h * self.v) - f(self.x - h * self.v)) / (2 * h)
+    _, forward = jax.jvp(f, (self.x,), (self.v,))
+    reverse = jnp.vdot(jax.grad(f)(self.x), self.v)
+    np.testing.assert_allclose(forward, slope, rtol=1e-6)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-10)
+
+  @parameterized.parameters('direct', 'mgcg')
+  def test_hessian_vector_products(self, solver):
+    gradient = jax.jit(jax.grad(self.value(solver)))
+    h = 1e-5
+    _, product = jax.jvp(gradient, (self.x,), (self.v,))
+    difference = (
+      gradient(self.x + h * self.v) - gradient(self.x - h * self.v)
+    ) / (2 * h)
+    self.assertLess(relative(product, np.asarray(difference)), 1e-4)
+    # Reverse over reverse is the same symmetric matrix.
+    back = jax.grad(lambda x: jnp.vdot(gradient(x), self.w))(self.x)
+    np.testing.assert_allclose(
+      jnp.vdot(back, self.v), jnp.vdot(product, self.w), rtol=1e-9
+    )
+
+  def test_second_derivatives_are_symmetric(self):
+    gradient = jax.grad(self.value('direct'))
+    a = jax.grad(lambda x: jnp.vdot(gradient(x), self.v))(self.x)
+    b = jax.grad(lambda x: jnp.vdot(gradient(x), self.w))(self.x)
+    np.testing.assert_allclose(
+      jnp.vdot(a, self.w), jnp.vdot(b, self.v), rtol=1e-10
+    )
+
+  def test_derivative_with_respect_to_forces(self):
+    youngs = young_of(self.x, self.problem)
+
+    def value(forces):
+      return fem.compliance(youngs, forces, self.problem.free)
+
+    forces = jnp.asarray(self.problem.nodal_forces)
+    gradient = jax.grad(value)(forces)
+    # The compliance is a quadratic form of the loads: f . dc/df = 2 c.
+    np.testing.assert_allclose(
+      jnp.vdot(gradient, forces), 2 * value(forces), rtol=1e-12
+    )
+
+  def test_displacements_are_differentiable(self):
+    def corner(x):
+      u, _ = fem.solve_displacement(
+        young_of(x, self.problem),
+        self.problem.nodal_forces,
+        self.problem.free,
+        solver='direct',
+      )
+      return u[0, 0, 1]
+
+    h = 1e-5
+    slope = (corner(self.x + h * self.v) - corner(self.x - h * self.v)) / (
+      2 * h
+    )
+    ours = jnp.vdot(jax.grad(corner)(self.x), self.v)
+    np.testing.assert_allclose(ours, slope, rtol=1e-6)
+
+  @parameterized.parameters('direct', 'mgcg')
+  def test_vmap_equals_loop(self, solver):
+    batch = jnp.stack([self.x, 0.5 * self.x, 1 - 0.5 * self.x, self.x**2])
+    f = jax.jit(jax.value_and_grad(self.value(solver)))
+    values, gradients = jax.vmap(f)(batch)
+    for i in range(4):
+      value, gradient = f(batch[i])
+      np.testing.assert_allclose(values[i], value, rtol=1e-12)
+      np.testing.assert_allclose(
+        gradients[i], gradient, rtol=1e-9, atol=1e-9 * float(value)
+      )
+
+  def test_gradient_factorises_once_and_solves_once(self):
+    value = self.value('direct')
+    x = jax.ShapeDtypeStruct((16, 24), jnp.float64)
+
+    def loops(f):
+      return len(re.findall('stablehlo.while', jax.jit(f).lower(x).as_text()))
+
+    def products(f):
+      text = jax.jit(f).lower(x).as_text()
+      return len(re.findall('stablehlo.dot_general', text))
+
+    # Every block is factorised by a loop: as many with the gradient as
+    # without. The gradient adds no matrix products either, which a second
+    # substitution would.
+    self.assertGreater(loops(value), 0)
+    self.assertEqual(loops(jax.value_and_grad(value)), loops(value))
+    self.assertEqual(products(jax.value_and_grad(value)), products(value))
+
+  def test_inside_a_float32_program(self):
+    with jax.enable_x64(False):
+      x = jnp.asarray(self.x, jnp.float32)
+      self.assertEqual(x.dtype, jnp.float32)
+      value, gradient = jax.jit(jax.value_and_grad(self.value('direct')))(x)
+    self.assertEqual(value.dtype, jnp.float64)
+    self.assertEqual(gradient.dtype, jnp.float32)
+    exact = self.value('direct')(self.x)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+
+
+class MeshTest(parameterized.TestCase):
+  @parameterized.product(
+    case=(
+      (60, 20, 0.5, 1007.0221007240507),
+      (61, 23, 0.45, 1011.9109424265052),
+    ),
+    solver=('direct', 'mgcg'),
+  )
+  def test_any_size(self, case, solver):
+    nelx, nely, fraction, expected = case
+    problem = families.mbb_beam(nelx, nely, fraction)
+    x = np.full((nely, nelx), fraction)
+    value = fem.compliance(
+      young_of(x, problem), problem.nodal_forces, problem.free, solver=solver
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+
+  @parameterized.parameters((1, 1), (1, 7), (3, 2), (5, 29), (31, 4))
+  def test_direct_equals_host_on_odd_meshes(self, ny, nx):
+    rng = np.random.default_rng(ny * 100 + nx)
+    youngs = 1e-3 + rng.random((ny, nx))
+    free = np.ones((ny + 1, nx + 1, 2), bool)
+    free[:, 0] = False
+    forces = rng.standard_normal((2, ny + 1, nx + 1, 2))
+    u, info = fem.solve_displacement(youngs, forces, free, solver='direct')
+    v, _ = fem.solve_displacement(youngs, forces, free, solver='host')
+    self.assertTrue(info.converged)
+    np.testing.assert_allclose(u, v, rtol=1e-8, atol=1e-10)
+
+  def test_direct_equals_dense(self):
+    rng = np.random.default_rng(8)
+    problem = families.cantilever_beam_full(24, 20, 0.4)
+    youngs = 1e-9 + rng.random((20, 24)) ** 3
+    unit = elements.element_stiffness()
+    matrix = host.assemble(youngs, problem.free, unit).toarray()
+    expected = np.zeros(problem.free.shape)
+    expected[problem.free] = np.linalg.solve(
+      matrix, problem.nodal_forces[problem.free]
+    )
+    u, _ = fem.solve_displacement(
+      youngs, problem.nodal_forces, problem.free, solver='direct'
+    )
+    np.testing.assert_allclose(u, expected, rtol=1e-7, atol=1e-7)
+
+  def test_plan_covers_every_node_once(self):
+    for ny, nx in ((32, 64), (23, 61), (100, 36)):
+      plan = direct.make_plan(ny, nx)
+      gone = sum(
+        group.eliminated * len(group.blocks)
+        for level in plan.levels
+        for group in level
+      )
+      py, px = plan.padded
+      self.assertEqual(gone, (py + 1) * (px + 1))
+      self.assertLessEqual(py * px, 1.6 * ny * nx)
+
+  @parameterized.parameters('direct', 'mgcg')
+  def test_mixed_precision_reaches_the_same_tolerance(self, solver):
+    name = 'l_shape_0.4_64x64_0.4'
+    problem = problems.get_problem(name)
+    args = (
+      young_of(design(name), problem),
+      problem.nodal_forces,
+      problem.free,
+    )
+    _, info = fem.solve_displacement(*args, solver=solver, precision='mixed')
+    self.assertTrue(info.converged)
+    value = fem.compliance(*args, solver=solver, precision='mixed')
+    truth = PHYSICS[name]['A']['compliance_longdouble_refined']
+    np.testing.assert_allclose(value, truth, rtol=1e-8)
+
+
+class MechanicsTest(parameterized.TestCase):
+  """Closed forms and laws that any linear elastic structure obeys."""
+
+  @parameterized.parameters('direct', 'mgcg')
+  def test_uniform_tension_is_exact(self, solver):
+    # A bar of length 12 and height 6, one corner pinned, its left end on
+    # rollers, pulled evenly: c = F^2 L / (E A).
+    ny, nx, pull = 6, 12, 3.0
+    free = np.ones((ny + 1, nx + 1, 2), bool)
+    free[:, 0, 0] = False
+    free[0, 0, 1] = False
+    forces = np.zeros((ny + 1, nx + 1, 2))
+    forces[:, -1, 0] = pull / ny
+    forces[[0, -1], -1, 0] /= 2
+    value = fem.compliance(
+      np.full((ny, nx), 2.0), forces, free, solver=solver, tol=1e-12
+    )
+    np.testing.assert_allclose(value, pull**2 * nx / (2.0 * ny), rtol=1e-12)
+
+  def test_beam_converges_to_theory(self):
+    # Tip deflection of a clamped beam of slenderness 10 under a tip load:
+    # bending and shear, E = 1, load 1, thickness 1. Bilinear elements
+    # converge with the square of the element size.
+    theory = 4 * 10**3 + 1.2 * 10 * 2 * 1.3
+    errors = []
+    for n in (4, 8, 16):
+      problem = families.cantilever_beam_full(10 * n, n, 0.5)
+      forces = np.zeros((n + 1, 10 * n + 1, 2))
+      forces[:, -1, 1] = 1 / n
+      forces[[0, -1], -1, 1] /= 2
+      value = fem.compliance(np.ones((n, 10 * n)), forces, problem.free)
+      errors.append(abs(float(value) / theory - 1))
+    self.assertLess(errors[2], 0.01)
+    self.assertGreater(errors[0] / errors[1], 3.0)
+
+  def test_scaling_symmetry_and_monotonicity(self):
+    rng = np.random.default_rng(2)
+    problem = families.cantilever_beam_full(24, 12, 0.4, 0.5)
+    youngs = 0.1 + rng.random((12, 24))
+    f, free = problem.nodal_forces, problem.free
+    value = float(fem.compliance(youngs, f, free))
+    self.assertAlmostEqual(
+      float(fem.compliance(youngs, 3 * f, free)) / (9 * value), 1, places=12
+    )
+    self.assertAlmostEqual(
+      float(fem.compliance(3 * youngs, f, free)) * 3 / value, 1, places=12
+    )
+    flipped = fem.compliance(
+      youngs[::-1], f[::-1] * np.array([1, -1]), free[::-1]
+    )
+    self.assertAlmostEqual(float(flipped) / value, 1, places=11)
+    gradient = jax.grad(lambda e: fem.compliance(e, f, free))(
+      jnp.asarray(youngs)
+    )
+    self.assertLess(float(jnp.max(gradient)), 0)
+
+  def test_load_cases_share_one_factorisation(self):
+    problem = families.cantilever_beam_full(24, 16, 0.4)
+    forces = np.zeros((2, 17, 25, 2))
+    forces[0, 16, 24, 1] = -1
+    forces[1, 4, 20, 0] = 0.7
+    youngs = jnp.asarray(0.1 + np.random.default_rng(0).random((16, 24)))
+
+    def value(forces):
+      return lambda e: fem.compliance(e, forces, problem.free, solver='direct')
+
+    both = value(forces)(youngs)
+    alone = [value(forces[i])(youngs) for i in range(2)]
+    np.testing.assert_allclose(both, sum(alone), rtol=1e-12)
+
+    def loops(f):
+      return jax.jit(f).lower(youngs).as_text().count('stablehlo.while')
+
+    self.assertEqual(loops(value(forces)), loops(value(forces[0])))
+
+
+class BadInputTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.problem = families.mbb_beam(24, 16, 0.5)
+    self.args = {
+      'youngs': np.full((16, 24), 0.5),
+      'forces': self.problem.nodal_forces,
+      'free': self.problem.free,
+    }
+
+  @parameterized.parameters(
+    ({'solver': 'cg'}, 'solver must be one of'),
+    ({'precision': 'single'}, 'precision must be one of'),
+    ({'tol': 0.0}, 'tol must be positive'),
+    ({'youngs': np.ones((2, 16, 24))}, 'use jax.vmap'),
+    ({'youngs': np.full((16, 24), np.nan)}, 'youngs holds 384 NaN'),
+    ({'youngs': np.full((16, 24), -1.0)}, 'youngs must be non-negative'),
+    ({'forces': np.zeros((17, 25))}, 'forces must have shape'),
+    ({'forces': np.full((17, 25, 2), np.inf)}, 'forces holds NaN'),
+    ({'free': np.ones((17, 25, 2), bool)}, 'free leaves 0 displacements'),
+    ({'free': np.ones((17, 25, 2))}, 'free must be boolean'),
+    ({'free': np.zeros((17, 25, 2), bool)}, 'act on fixed displacements only'),
+  )
+  def test_refused(self, change, message):
+    with self.assertRaisesRegex(ValueError, message):
+      fem.compliance(**{**self.args, **change})
+
+  def test_x_major_arrays_are_recognised(self):
+    with self.assertRaisesRegex(ValueError, 'It looks x-major'):
+      fem.compliance(
+        self.args['youngs'], self.problem.forces, self.problem.free
+      )
+
+
+if __name__ == '__main__':
+  absltest.main()
