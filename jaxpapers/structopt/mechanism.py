@@ -22,7 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxpapers.structopt import arguments, density, domain, fem, grids, mma
+from jaxpapers.structopt import (
+  arguments,
+  density,
+  domain,
+  fem,
+  grids,
+  moving_asymptotes,
+)
 
 # Volume in excess of the volume fraction up to which a design counts as
 # feasible.
@@ -265,7 +272,7 @@ def optimize_mechanism(
   losses, volumes = [], []
   best, best_design = np.inf, np.zeros(shape)
   with jax.enable_x64(True):
-    method = mma.mma(0.0, 1.0, shape=shape)
+    method = moving_asymptotes.mma(0.0, 1.0, shape=shape)
     state = method.init(problem.volume_fraction * problem.mask)
     for evaluation in range(steps + 1):
       value, slope, volume, volume_slope, design = _evaluate(
