@@ -192,7 +192,7 @@ def _peers(problem):
 
 def _alternate(calls, x, repeats):
   times = {name: [] for name in calls}
-  for name, call in calls.items():
+  for call in calls.values():
     call(x)  # warm up
   for _ in range(repeats):
     for name, call in calls.items():
@@ -324,6 +324,7 @@ def _memory():
 
 
 def main(argv):
+  """Runs the chosen parts and prints one JSON object."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _MEMORY_PROBE.value:

@@ -57,7 +57,8 @@ def draw(keys, folder) -> None:
       for h in histories
     ],
     title=(
-      f'A bridge of {problem.nelx} x {problem.nely} elements and its mirror images, {problem.volume_fraction:.0%}'
+      f'A bridge of {problem.nelx} x {problem.nely} elements, and its mirror'
+      f' images, with {problem.volume_fraction:.0%}'
       f' material, {histories[0].steps} evaluations'
     ),
     columns=2,

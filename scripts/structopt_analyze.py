@@ -4,7 +4,7 @@ Examples:
   # The paper's own numbers:
   python scripts/structopt_analyze.py
 
-  # Runs of structopt_optimize, beside the paper's; figure and tables to a folder:
+  # Runs of structopt_optimize, beside the paper's, and a folder of results:
   python scripts/structopt_analyze.py --runs=runs --save_dir=analysis
 
   # The losses that the authors published (all_losses.nc, 188 MB):

@@ -212,7 +212,11 @@ def distribution_figure(typical: Scores, ensemble: Scores):
       axes.set_ylim(0, 1.005)
       axes.set_title(f'{heading}\n{len(part.problems)} {name} tasks')
       axes.grid(alpha=0.25)
-      axes.legend(loc='best', fontsize=9)
+      # Where the paper's curves leave room.
+      place = {'loc': 'lower right', 'bbox_to_anchor': (1, 0.06)}
+      if name == 'large':
+        place = {'loc': 'center right', 'bbox_to_anchor': (1, 0.67)}
+      axes.legend(fontsize=9, **place)
       axes.set_xticks(range(0, 21, 5))
       axes.spines[['top', 'right']].set_visible(False)
     row[0].set_ylabel('fraction of tasks')

@@ -56,8 +56,8 @@ def optimize(
     save_every: Keep the best design every so many evaluations, as `frames`.
     callback: Called with a `Progress` every few evaluations.
     **physics: `penal`, `e_min`, `e_0`, `filter_radius`, `constrain` of
-      `objective.design_compliance`, and `solver`, `tol`, `maxiter`, `precision`,
-      `poisson` of `fem.compliance`.
+      `objective.design_compliance`, and `solver`, `tol`, `maxiter`,
+      `precision`, `poisson` of `fem.compliance`.
 
   Returns:
     The record of the run.
