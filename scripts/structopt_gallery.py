@@ -63,15 +63,14 @@ body {
 header, main { max-width: 1280px; margin: auto; padding: 0 20px; }
 h1 { font-size: 26px; margin: 28px 0 4px; }
 p { color: var(--soft); margin: 0 0 16px; max-width: 80ch; }
-form {
-  display: flex; gap: 12px; flex-wrap: wrap; padding: 12px 0;
-  position: sticky; top: 0;
-}
 nav {
   position: sticky; top: 0; z-index: 1; background: var(--page);
   border-bottom: 1px solid var(--line); margin-bottom: 20px;
 }
-nav form { max-width: 1280px; margin: auto; padding: 10px 20px; }
+nav form {
+  display: flex; gap: 12px; flex-wrap: wrap;
+  max-width: 1280px; margin: auto; padding: 10px 20px;
+}
 input, select {
   font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: 6px; padding: 5px 8px;
@@ -85,11 +84,11 @@ h2 { font-size: 16px; margin: 0 0 10px; overflow-wrap: anywhere; }
 h2 small { color: var(--soft); font-weight: normal; margin-left: 8px; }
 .row {
   display: grid; gap: 16px; align-items: end;
-  grid-template-columns: repeat(auto-fill, minmax(250px, 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(250px, 1fr));
 }
 figure { margin: 0; }
 figure img {
-  display: block; width: 100%; height: 220px; object-fit: contain;
+  display: block; width: 100%; max-height: 240px; object-fit: contain;
   object-position: left bottom; image-rendering: pixelated;
 }
 @media (prefers-color-scheme: dark) { figure img { filter: invert(.9); } }
@@ -172,8 +171,12 @@ def main() -> None:
     )
   try:
     found = runs.find(_RUNS.value, _PROBLEM_FILTER.value)
-  except (ValueError, re.error) as error:
+  except ValueError as error:
     raise _command_line.UsageError(str(error)) from error
+  except re.error as error:
+    raise _command_line.UsageError(
+      f'--problem_filter is not a regular expression: {error}'
+    ) from error
   there = sorted({run.key.method for run in found})
   for method in _METHODS.value or ():
     if method not in there:
@@ -230,15 +233,15 @@ def _task(name: str, place: int, best, number) -> str:
     run, value = best[method], values[method]
     details = []
     if value > lowest:
-      details.append(f'{reports.difference(value, lowest)} to the best')
+      details.append(f'{reports.difference(value, lowest)} from the best')
     elif len(order) > 1:
-      details.append('the best')
+      details.append('best of these')
     paper = typical.value(name, method)
     if paper == paper:  # Not NaN.
-      details.append(f'{reports.difference(value, paper)} to the paper')
+      details.append(f'{reports.difference(value, paper)} from the paper')
     count = number[name, method]
-    start = 'constant' if run.key.seed == runs.CONSTANT else f'{run.key.seed}'
-    origin = 'constant start' if start == 'constant' else f'seed {start}'
+    seed = run.key.seed
+    origin = 'constant start' if seed == runs.CONSTANT else f'seed {seed}'
     details.append(
       f'{len(run.losses)} evaluations, {origin}'
       + (f', best of {count} runs' if count > 1 else '')
@@ -255,7 +258,7 @@ def _task(name: str, place: int, best, number) -> str:
     )
   about = (
     f'{problem.nelx} × {problem.nely} elements,'
-    f' {problem.volume_fraction:.4g} of them material'
+    f' {100 * problem.volume_fraction:.4g} % material'
   )
   return _TASK.substitute(
     name=html.escape(name),

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = {
   'PIL': 'pillow',
   'absl': 'absl_py',
+  'mpl_toolkits': 'matplotlib',
   'skfem': 'scikit_fem',
   'skimage': 'scikit_image',
   'sklearn': 'scikit_learn',
@@ -199,7 +200,11 @@ def expected_targets(root: pathlib.Path = ROOT) -> list[Target]:
     files = python_files(root / 'jaxpapers' / room)
     # A room's modules come and go without a change here; its deps do not.
     sources = Glob((f'jaxpapers/{room}/**/*.py',))
-    targets.append(_library(room, tree, files, sources, (':jaxpapers',)))
+    target = _library(room, tree, files, sources, (':jaxpapers',))
+    if any((root / 'jaxpapers' / room).glob('*.json')):
+      # What setup.py lists as package_data.
+      target.attributes['data'] = Glob((f'jaxpapers/{room}/*.json',))
+    targets.append(target)
   if tree.script_helpers:
     targets.append(_library('scripts_common', tree, tree.script_helpers))
   for name, files in tree.test_support.items():
