@@ -66,7 +66,7 @@ class GalleryTest(parameterized.TestCase):
     history = History(
       problem=key.problem,
       method=key.method,
-      losses=np.array([99.0, loss]),
+      losses=np.array([999.0, loss]),
       feasible=np.ones(2, bool),
       best_design=design,
       best_feasible_design=1 - design,
