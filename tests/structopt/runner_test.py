@@ -321,8 +321,10 @@ class BatchTest(parameterized.TestCase):
         task, keys, 'mma', steps=4, devices=jax.devices()[:1])
       assert len(many) == len(one) == 5
       for a, b in zip(many, one):
-        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-9)
-        np.testing.assert_allclose(a.best_design, b.best_design, atol=1e-7)
+        # The starts come from a network, in float32: one per device and five
+        # on one device are rounded differently.
+        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-6)
+        np.testing.assert_allclose(a.best_design, b.best_design, atol=1e-5)
       assert len({run.losses[0] for run in many}) == 5
       print('equal')
     """
