@@ -299,7 +299,7 @@ def _mechanism_figure(x, u, push, pull):
     0.5,
     0.98,
     f'force inverter: input {push:+.2f}, output {pull:+.2f} elements'
-    f' (drawn {factor:.1f} times larger)',
+    f' (motion drawn at {factor:.1f} : 1)',
     ha='center',
     va='top',
     fontsize=12,
