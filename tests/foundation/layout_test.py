@@ -98,6 +98,17 @@ class RoomsTest(absltest.TestCase):
       if path.endswith('_test.py'):
         self.assertIn('absltest.main()', source, path)
 
+  def test_slow_marks_take_effect(self):
+    # absl's parameterized makes new functions and drops a mark put on top.
+    for path, source in sources('tests').items():
+      for node in ast.walk(ast.parse(source)):
+        for decorator in getattr(node, 'decorator_list', ())[:-1]:
+          self.assertNotEqual(
+            ast.unparse(decorator),
+            'pytest.mark.slow',
+            f'{path}: {node.name}: put the mark below the other decorators',
+          )
+
   def test_no_paths_of_one_machine(self):
     pattern = re.compile(r"""['"(\s](/home/|/root/|/tmp/|/Users/)""")
     for path, source in sources('jaxpapers', 'scripts', 'benchmarks').items():

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import (
@@ -21,6 +22,13 @@ PHYSICS = goldens.load_json('structopt', 'physics.json')
 SAMPLES = goldens.load_npz('structopt', 'physics.npz')
 LARGE = ('causeway_bridge_top_128x128_0.2', 'mbb_beam_384x128_0.3')
 SMALL = tuple(name for name in PHYSICS if name not in LARGE)
+# Each mesh size costs a compilation of the whole hierarchy.
+QUICK = (
+  'mbb_beam_96x32_0.5',
+  'staggered_points_64x64_0.3',
+  'l_shape_0.4_64x64_0.4',
+  'causeway_bridge_top_128x128_0.2',
+)
 
 
 def setUpModule():
@@ -211,8 +219,16 @@ class ParityTest(parameterized.TestCase):
 
 
 class MultigridTest(parameterized.TestCase):
-  @parameterized.parameters(*PHYSICS)
+  @parameterized.parameters(*QUICK)
   def test_iterations_and_compliance(self, name):
+    self._check(name)
+
+  @parameterized.parameters(*sorted(set(PHYSICS) - set(QUICK)))
+  @pytest.mark.slow
+  def test_more_iterations_and_compliance(self, name):
+    self._check(name)
+
+  def _check(self, name):
     problem = problems.get_problem(name)
     youngs = young_of(design(name), problem)
     forces = problem.nodal_forces
@@ -250,7 +266,7 @@ class MultigridTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.asarray(m_a)[mask == 0], 0)
 
   def test_initial_guess_saves_iterations(self):
-    name = 'multistory_building_64x128_0.4'
+    name = 'mbb_beam_96x32_0.5'
     problem = problems.get_problem(name)
     solve = functools.partial(
       fem.solve_displacement,
@@ -277,23 +293,30 @@ class NeverSilentTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     # Unfiltered black-and-white noise: hinges of single nodes everywhere.
-    noise = np.random.default_rng(3).random((96, 96))
+    noise = np.random.default_rng(0).random((72, 72))
     self.youngs = np.where(noise < 0.7, 1.0, 1e-9)
     # Here the load itself sits on an island: displacements of 1e9, for which
     # rounding alone leaves residuals of 1e-5, whatever the solver.
+    noise = np.random.default_rng(3).random((72, 72))
     self.island = np.where(noise < 0.5, 1.0, 1e-9)
-    self.problem = families.mbb_beam(96, 96, 0.5)
+    self.problem = families.mbb_beam(72, 72, 0.5)
 
   def test_auto_falls_back_where_multigrid_diverges(self):
     args = self.youngs, self.problem.nodal_forces, self.problem.free
-    _, info = fem.solve_displacement(*args, solver='mgcg', maxiter=60)
-    self.assertFalse(info.converged)
-    u, info = fem.solve_displacement(*args, solver='auto', maxiter=60)
+    u, info = fem.solve_displacement(*args, maxiter=40)
     self.assertTrue(info.fallback)
     self.assertTrue(info.converged)
     self.assertLessEqual(float(info.residual), 1e-8)
-    exact, _ = fem.solve_displacement(*args, solver='direct')
-    np.testing.assert_array_equal(u, exact)
+    exact, _ = fem.solve_displacement(*args, solver='host')
+    np.testing.assert_allclose(u, exact, rtol=0, atol=1e-5 * np.abs(u).max())
+
+  def test_what_no_solver_can_reach_is_reported(self):
+    args = self.island, self.problem.nodal_forces, self.problem.free
+    u, info = fem.solve_displacement(*args, maxiter=40)
+    self.assertTrue(info.fallback)
+    self.assertFalse(info.converged)
+    self.assertGreater(float(info.residual), 1e-8)
+    self.assertGreater(float(np.abs(u).max()), 1e8)
 
   def test_auto_rescues_only_the_failed_examples_of_a_batch(self):
     easy = np.full_like(self.youngs, 0.2)
@@ -301,7 +324,7 @@ class NeverSilentTest(parameterized.TestCase):
 
     def solve(youngs):
       return fem.solve_displacement(
-        youngs, self.problem.nodal_forces, self.problem.free, maxiter=60
+        youngs, self.problem.nodal_forces, self.problem.free, maxiter=40
       )
 
     u, info = jax.vmap(solve)(batch)
@@ -310,38 +333,23 @@ class NeverSilentTest(parameterized.TestCase):
     alone, _ = solve(easy)
     np.testing.assert_allclose(u[0], alone, rtol=1e-9, atol=1e-9)
 
-  def test_what_no_solver_can_reach_is_reported(self):
-    args = self.island, self.problem.nodal_forces, self.problem.free
-    u, info = fem.solve_displacement(*args, maxiter=60)
-    self.assertTrue(info.fallback)
-    self.assertFalse(info.converged)
-    self.assertGreater(float(info.residual), 1e-8)
-    self.assertGreater(float(np.abs(u).max()), 1e8)
-    with self.assertRaisesRegex(fem.SolveError, 'relative residual'):
-      fem.compliance(*args, maxiter=60)
+  def test_compliance_raises_outside_jit_and_is_nan_inside(self):
+    problem = families.mbb_beam(24, 16, 0.5)
 
-  def test_compliance_raises_outside_jit(self):
-    with self.assertRaisesRegex(fem.SolveError, 'after 20 iterations'):
-      fem.compliance(
-        self.youngs,
-        self.problem.nodal_forces,
-        self.problem.free,
-        solver='mgcg',
-        maxiter=20,
-      )
-
-  def test_compliance_is_nan_inside_jit(self):
     def value(youngs):
       return fem.compliance(
         youngs,
-        self.problem.nodal_forces,
-        self.problem.free,
+        problem.nodal_forces,
+        problem.free,
         solver='mgcg',
-        maxiter=20,
+        maxiter=3,
       )
 
-    value, gradient = jax.jit(jax.value_and_grad(value))(self.youngs)
-    self.assertTrue(np.isnan(value))
+    youngs = np.where(np.eye(16, 24, 3), 1.0, 1e-6)
+    with self.assertRaisesRegex(fem.SolveError, 'after 3 iterations'):
+      value(youngs)
+    inside, gradient = jax.jit(jax.value_and_grad(value))(youngs)
+    self.assertTrue(np.isnan(inside))
     self.assertTrue(np.isnan(gradient).all())
 
   def test_singular_matrix_is_reported(self):

@@ -87,7 +87,6 @@ class GoldenTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(run.final_design, filtered, rtol=0, atol=1e-5)
 
-  @pytest.mark.slow
   @parameterized.parameters(
     ('mbb_beam_96x32_0.5', 'oc', 1e-3),
     ('michell_centered_both_32x64_0.12', 'oc', 1e-3),
@@ -98,6 +97,7 @@ class GoldenTest(parameterized.TestCase):
     ('multistory_building_32x64_0.5', 'mma', 5e-3),
     ('hoop_32x64_0.25', 'mma', 5e-3),
   )
+  @pytest.mark.slow
   def test_the_papers_table(self, name, method, rtol):
     golden = goldens.load_json('structopt', 'paper_1000step_rerun.json')
     golden = golden[name][method]
@@ -105,13 +105,13 @@ class GoldenTest(parameterized.TestCase):
     np.testing.assert_allclose(run.best_loss, golden['paper'], rtol=rtol)
     np.testing.assert_allclose(run.best_loss, golden['best'], rtol=rtol)
 
-  @pytest.mark.slow
   @parameterized.parameters(
     # Typical values of optimality criteria in the paper's appendix.
     ('cantilever_beam_full_96x32_0.4', 256.697),
     ('l_shape_0.4_64x64_0.4', 222.016),
     ('cantilever_beam_two_point_64x48_0.4', 89.206),
   )
+  @pytest.mark.slow
   def test_more_of_the_papers_table(self, name, expected):
     run = runner.optimize(problems.PROBLEMS[name](), 'oc', steps=1000)
     np.testing.assert_allclose(run.best_loss, expected, rtol=1e-3)

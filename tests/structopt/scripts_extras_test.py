@@ -53,8 +53,8 @@ class ExtrasTest(parameterized.TestCase):
     self.assertLen(volumes, 3)
     self.assertLess(volumes[2], volumes[0])
 
-  @pytest.mark.slow
   @parameterized.parameters('multi_load', 'heaviside', 'cantilever3d')
+  @pytest.mark.slow
   def test_runs(self, example):
     self._run(example, 0.34, 16)
 
