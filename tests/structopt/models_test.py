@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import density, families, models, objective, problems
@@ -128,8 +129,15 @@ class GoldenTest(parameterized.TestCase):
         atol=1e-5 * _CNN[tag]['grad_ct_norms'][f'conv{i}/bias'],
       )
 
-  @parameterized.parameters(*_PROBLEMS)
-  def test_gradient_of_compliance(self, tag):
+  def test_gradient_of_compliance(self):
+    self._check_gradient('mbb60x20')
+
+  @parameterized.parameters('default', 'dyn')
+  @pytest.mark.slow
+  def test_gradient_of_more_compliances(self, tag):
+    self._check_gradient(tag)
+
+  def _check_gradient(self, tag):
     problem = _PROBLEMS[tag]()
     design = _golden_design(tag)
     compliance = objective.make_objective(problem, solver='mgcg', tol=1e-9)
