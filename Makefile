@@ -41,7 +41,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist load -m slow
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -20,8 +20,6 @@ from tests.helpers import goldens
 
 PHYSICS = goldens.load_json('structopt', 'physics.json')
 SAMPLES = goldens.load_npz('structopt', 'physics.npz')
-LARGE = ('causeway_bridge_top_128x128_0.2', 'mbb_beam_384x128_0.3')
-SMALL = tuple(name for name in PHYSICS if name not in LARGE)
 
 
 def setUpModule():
