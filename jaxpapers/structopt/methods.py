@@ -32,6 +32,8 @@ METHODS = ('cnn-lbfgs', 'pixel-lbfgs', 'mma', 'oc', 'adam', 'pixel-adam')
 CHUNK = 25
 # Violation of the volume fraction up to which a design counts as feasible.
 _FEASIBLE = 1e-6
+# Relative residual up to which an evaluation counts; see `fem.compliance`.
+_ACCEPT = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,12 +248,16 @@ def evaluate(
     z = variables
     if settings.network:
       z = settings.design().apply(unravel(settings, variables))
+    physics = dict(settings.physics)
+    # A trial may leave a load on an island. Its huge compliance is what a line
+    # search needs in order to turn back.
+    physics.setdefault('accept', max(_ACCEPT, physics.get('tol', 0.0)))
     return objective.design_compliance(
       z,
       problem,
       constrain_volume=not settings.densities,
       projection=projection if settings.projected else None,
-      **dict(settings.physics),
+      **physics,
     )
 
   return jax.value_and_grad(function, has_aux=True)(variables)

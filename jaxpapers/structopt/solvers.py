@@ -34,6 +34,7 @@ class SolveConfig(NamedTuple):
   maxiter: int = 500
   precision: str = 'double'
   poisson: float = 0.3
+  accept: float | None = None  # largest residual used; None: tol
 
 
 @struct.dataclass

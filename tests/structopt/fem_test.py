@@ -335,6 +335,16 @@ class NeverSilentTest(parameterized.TestCase):
     self.assertFalse(info.converged)
     self.assertGreater(float(info.residual), 1e-8)
     self.assertGreater(float(np.abs(u).max()), 1e8)
+    with self.assertRaisesRegex(fem.SolveError, '1.0e-08 was asked for'):
+      fem.compliance(*args, solver='direct')
+    # The value is far better than the residual: two solvers agree.
+    value = fem.compliance(*args, solver='direct', accept=1e-4)
+    other = fem.compliance(*args, solver='host', accept=1e-4)
+    np.testing.assert_allclose(value, other, rtol=1e-4)
+    gradient = jax.grad(fem.compliance)(*args, solver='direct', accept=1e-4)
+    self.assertTrue(np.isfinite(gradient).all())
+    with self.assertRaisesRegex(ValueError, 'accept=1e-09 and tol=1e-08'):
+      fem.compliance(*args, accept=1e-9)
 
   def test_auto_rescues_only_the_failed_examples_of_a_batch(self):
     easy = np.full_like(self.youngs, 0.2)

@@ -249,6 +249,20 @@ class OptimizeTest(parameterized.TestCase):
       self.assertLess(run.best_loss, run.losses[0])
       np.testing.assert_allclose(run.best_design[:2], 1.0)
 
+  @parameterized.parameters('device', 'scipy')
+  def test_a_trial_with_its_load_on_an_island_is_survived(self, backend):
+    # The third evaluation of this seed leaves the load on an island of solid:
+    # displacements of 1e9, and a residual that rounding keeps above the
+    # solver's tolerance. The line search turns back and the run goes on.
+    problem = problems.PROBLEMS['michell_centered_both_32x64_0.12']()
+    key = jax.random.split(jax.random.key(0), 12)[5]
+    run = runner.optimize(
+      problem, 'cnn-lbfgs', steps=12, key=key, backend=backend
+    )
+    self.assertGreater(run.losses.max(), 1e8)
+    self.assertTrue(np.isfinite(run.losses).all())
+    self.assertLess(run.best_loss, run.losses[0])
+
   def test_a_singular_problem_is_reported(self):
     # Without stiffness in the void its nodes float.
     problem = families.l_shape(32, 32, 0.4, aspect=0.4)
