@@ -167,9 +167,9 @@ def checked_compliance(config, youngs, forces, free):
     raise SolveError(
       f'the {info.solver} solver reached a relative residual of'
       f' {float(info.residual):.1e} after {int(info.iterations)} iterations;'
-      f' {_accepted(config):.1e} was asked for. Use solver="{other}", or check that'
-      ' the supports exclude every rigid-body motion and that no modulus is'
-      ' zero.'
+      f' {_accepted(config):.1e} was asked for. Use solver="{other}", or check'
+      ' that the supports exclude every rigid-body motion and that no modulus'
+      ' is zero.'
     )
   return value
 
