@@ -123,7 +123,8 @@ def cifar_class_names(path: Any) -> tuple[str, ...]:
   """Names of the classes, in the order of 'label'.
 
   Args:
-    path: as for `load_cifar10` and `load_cifar100`.
+    path: as for `load_cifar10` and `load_cifar100`. Of a folder that holds
+      both, the names of CIFAR-10: name the archive or subfolder instead.
 
   Returns:
     10 or 100 names.

@@ -91,15 +91,13 @@ def write_idx(path: Any, array: Any) -> None:
     ValueError: IDX has no code for the type of the array.
   """
   array = np.asarray(array)
-  wanted = array.dtype.newbyteorder('=')
-  for code, dtype in _TYPES.items():
-    if dtype.newbyteorder('=') == wanted:
-      break
-  else:
-    names = ', '.join(dtype.name for dtype in _TYPES.values())
+  codes = {dtype.newbyteorder('='): code for code, dtype in _TYPES.items()}
+  code = codes.get(array.dtype.newbyteorder('='))
+  if code is None:
+    names = ', '.join(dtype.name for dtype in codes)
     raise ValueError(f'array is {array.dtype}; IDX stores one of {names}.')
   content = struct.pack(f'>HBB{array.ndim}I', 0, code, array.ndim, *array.shape)
-  content += array.astype(dtype).tobytes()
+  content += array.astype(_TYPES[code]).tobytes()
   path = files.as_path(path)
   if path.name.endswith('.gz'):
     content = gzip.compress(content, mtime=0)

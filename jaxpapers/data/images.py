@@ -114,8 +114,8 @@ class ImageSource:
       0 <= self.labels.min() <= self.labels.max() < len(self.class_names)
     ):
       raise ValueError(
-        f'labels reach from {self.labels.min()} to {self.labels.max()}; expected'
-        f' 0 to {len(self.class_names) - 1}, as class_names has'
+        f'labels reach from {self.labels.min()} to {self.labels.max()};'
+        f' expected 0 to {len(self.class_names) - 1}, as class_names has'
         f' {len(self.class_names)}.'
       )
     self._root = None if root is None else files.as_path(root)

@@ -197,8 +197,8 @@ class BatchPlan:
       )
     if self.remainder == 'keep' and examples % size % count:
       raise ValueError(
-        f"remainder is 'keep' and the last batch has {examples % size} examples,"
-        f" which {count} processes cannot share equally. Use 'pad' or 'drop'."
+        f"remainder is 'keep' and the last batch has {examples % size} examples"
+        f", which {count} processes cannot share. Use 'pad' or 'drop'."
       )
 
   def __len__(self) -> int:
