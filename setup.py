@@ -24,7 +24,13 @@ PAPER_EXTRAS = {
   'adapters': [],
   'efficientnet': [],
   'kcore': [],
-  'layca': [],
+  'layca': [
+    'grain>=0.2.10',  # input pipeline
+    'matplotlib>=3.8',  # curves
+    'orbax-checkpoint>=0.11',
+    'pillow>=10',  # images of Tiny-ImageNet
+    'tensorboardX>=2.6',
+  ],
   'osnet': [],
   'product_keys': [],
   'recsys': [],
@@ -38,17 +44,26 @@ PAPER_EXTRAS = {
 }
 
 TOOL_EXTRAS = {
+  # What training a model of one's own with jaxpapers.training needs.
+  'training': [
+    'grain>=0.2.10',
+    'orbax-checkpoint>=0.11',
+    'tensorboardX>=2.6',
+  ],
   # Everything that `make test` needs; no torch, no TensorFlow.
   'test': [
+    'grain>=0.2.10',
     'hypothesis>=6.100',
     'matplotlib>=3.8',
     'nlopt>=2.8',  # the MMA that ours is compared with
+    'orbax-checkpoint>=0.11',
     'pillow>=10',
     'pytest>=8.0',
     'pytest-xdist>=3.5',
     'scikit-fem>=10',  # element stiffness from an independent code
     'scikit-image>=0.22',
     'scipy>=1.14',
+    'tensorboardX>=2.6',
   ],
   'lint': ['mypy>=1.10', 'pre-commit>=3.5', 'ruff>=0.15'],
   # Peers to measure against. scikit-sparse is built from source against
