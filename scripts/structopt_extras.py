@@ -146,7 +146,10 @@ def run_self_weight():
   for weight in (0.0, 0.003, 0.02):
     # A full element's weight, on a mesh of any size the same total.
     each = weight / _SCALE.value**2
-    problem = beyond.heavy_bridge(*_sides(64, 48), weight=each)
+    # The deck scales too: two elements of a coarse mesh would be most of the
+    # material that is allowed, and leave nothing to decide.
+    deck = max(1, round(2 * _SCALE.value))
+    problem = beyond.heavy_bridge(*_sides(64, 48), weight=each, deck=deck)
     run = _optimize(f'weight {weight}', problem, 'mma', 120)
     x = run.best_feasible_design
     own = each * x.sum()
@@ -179,7 +182,7 @@ def run_mechanism():
     )
   problem = task.problem
   u, _ = fem.solve_displacement(
-    density.simp(run.design, e_min=1e-3),
+    density.simp(run.design, emin=1e-3),
     problem.nodal_forces,
     problem.free,
     springs=task.nodal_springs,

@@ -10,8 +10,8 @@ from jaxpapers.structopt import domain, methods, models
 
 _PHYSICS = (
   'penal',
-  'e_min',
-  'e_0',
+  'emin',
+  'e0',
   'filter_radius',
   'constrain',
   'solver',
@@ -26,6 +26,11 @@ def parse_settings(
   problem, method, cnn_kwargs, dynamic_depth, projection, learning_rate, physics
 ) -> methods.Settings:
   """Checks the arguments that select a program."""
+  if not isinstance(problem, domain.Problem):
+    raise TypeError(
+      f'problem is {problem!r}; expected a Problem, such as'
+      " get_problem('mbb_beam_96x32_0.5')."
+    )
   if method not in methods.METHODS:
     near = difflib.get_close_matches(method, methods.METHODS, 1, 0.3)
     hint = f' Did you mean {near[0]!r}?' if near else ''
@@ -37,6 +42,11 @@ def parse_settings(
     raise ValueError(
       f'unknown argument {unknown[0]!r}; besides the named ones, {_PHYSICS} are'
       ' passed on.'
+    )
+  penal = physics.get('penal', 3.0)
+  if not penal > 0:
+    raise ValueError(
+      f'penal is {penal!r}; expected a positive exponent such as 3.'
     )
   cnn = dict(cnn_kwargs or {})
   if dynamic_depth:

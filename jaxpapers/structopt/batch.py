@@ -140,9 +140,15 @@ def optimize_batch(
 
 def _paired(problems, keys):
   """Lists of equal length from one or several problems and keys."""
-  if isinstance(problems, domain.Problem):
+  if isinstance(problems, (domain.Problem, str)):
     problems = [problems]
   problems = list(problems)
+  for problem in problems:
+    if not isinstance(problem, domain.Problem):
+      raise TypeError(
+        f'problems holds {problem!r}; expected a Problem, such as'
+        " get_problem('mbb_beam_96x32_0.5')."
+      )
   if keys is None:
     keys = [None]
   elif arguments.is_key(keys):

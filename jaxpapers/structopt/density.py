@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.structopt import domain, roots
+from jaxpapers.structopt import checks, domain, roots
 
 
 def _keeps_precision(function):
@@ -163,11 +163,11 @@ def mean_density(x, mask=1.0, filter_radius=2.0):
 
 
 @_keeps_precision
-def volume_sigmoid(z, volume_fraction, mask=1.0):
+def volume_sigmoid(z, volfrac, mask=1.0):
   """Squashes logits into densities whose mean is the volume fraction.
 
   Computes `sigmoid(z + b)` where `mask` is 1 and 0 elsewhere, with the shift b
-  for which the mean over the masked-in entries is `volume_fraction`. Its
+  for which the mean over the masked-in entries is `volfrac`. Its
   derivatives, of any order and in both modes, come from the implicit function
   theorem, `db/dz_k = -s_k / sum(s)` with s the sigmoid's slopes. The ratio is
   computed as a softmax of the slopes' logarithms, so that logits of any size
@@ -176,7 +176,7 @@ def volume_sigmoid(z, volume_fraction, mask=1.0):
   Args:
     z: logits, any shape; one constraint spans all of it (use `jax.vmap` for a
       batch).
-    volume_fraction: wanted mean density, in (0, 1).
+    volfrac: wanted mean density, the volume fraction; in (0, 1).
     mask: 1 where material may be placed, 0 in the void; shape of `z` or a
       scalar.
 
@@ -184,14 +184,14 @@ def volume_sigmoid(z, volume_fraction, mask=1.0):
     Densities, shape and dtype of `z`.
 
   Raises:
-    ValueError: if `volume_fraction` is known and outside (0, 1), or the mask
+    ValueError: if `volfrac` is known and outside (0, 1), or the mask
       has the wrong shape or, if known, is zero everywhere.
 
   Example:
     >>> float(volume_sigmoid(np.array([-1.0, 0.0, 3.0]), 0.25).mean())
     0.25
   """
-  _check_fraction(volume_fraction)
+  checks.check_fraction(volfrac, 'volfrac')
   mask = _as_like(mask, z)
   if mask.ndim and mask.shape != z.shape:
     raise ValueError(
@@ -201,7 +201,7 @@ def volume_sigmoid(z, volume_fraction, mask=1.0):
   if isinstance(mask, np.ndarray) and not mask.any():
     raise ValueError('mask is zero everywhere: no element is open to design.')
   mask = jnp.broadcast_to(mask, z.shape)
-  fraction = jnp.asarray(volume_fraction, z.dtype)
+  fraction = jnp.asarray(volfrac, z.dtype)
   return mask * jax.nn.sigmoid(z + _sigmoid_shift(z, fraction, mask))
 
 
@@ -256,28 +256,33 @@ def _shift_bracket(z, fraction, mask):
 
 
 @_keeps_precision
-def simp(x, penal=3.0, e_min=1e-9, e_0=1.0):
+def simp(x, p=3.0, emin=1e-9, e0=1.0):
   """Young's moduli of partly filled elements (modified SIMP).
 
-  `E = e_min + x**penal * (e_0 - e_min)`: intermediate densities are made
-  uneconomical by `penal` > 1, and `e_min` keeps the stiffness matrix regular.
+  `E = emin + x**p * (e0 - emin)`: intermediate densities are made
+  uneconomical by `p` > 1, and `emin` keeps the stiffness matrix regular.
 
   Args:
     x: densities in [0, 1], any shape. Negative ones give negative moduli.
-    penal: penalisation exponent.
-    e_min: modulus of the void.
-    e_0: modulus of the solid.
+    p: penalisation exponent, positive.
+    emin: modulus of the void.
+    e0: modulus of the solid.
 
   Returns:
     Moduli, shape and dtype of `x`.
+
+  Raises:
+    ValueError: if `p` is a number that is not positive.
   """
   # An integer power is a product: cheaper than pow, and its derivatives at
   # x = 0 need no special case.
-  if isinstance(penal, (int, float)) and float(penal).is_integer():
-    penal = int(penal)
-  elif not isinstance(penal, (int, float)):
-    penal = _as_like(penal, x)
-  return e_min + x**penal * (e_0 - e_min)
+  if not isinstance(p, (int, float)):
+    p = _as_like(p, x)
+  elif not p > 0:
+    raise ValueError(f'p must be a positive exponent such as 3, got {p}.')
+  elif float(p).is_integer():
+    p = int(p)
+  return emin + x**p * (e0 - emin)
 
 
 @_keeps_precision
@@ -391,7 +396,8 @@ def physical_density(
     Physical densities `(nely, nelx)`, dtype of `z`.
 
   Raises:
-    ValueError: if `z` does not fit the task or `constrain` is unknown.
+    ValueError: if `z` does not fit the task or, where its values are known,
+      holds NaN or densities outside [0, 1]; if `constrain` is unknown.
   """
   if z.shape != (problem.nely, problem.nelx):
     raise ValueError(
@@ -402,6 +408,10 @@ def physical_density(
     raise ValueError(
       f"constrain must be 'design' or 'physical', got {constrain!r}."
     )
+  if constrain_volume:
+    checks.check_finite(z, 'z')
+  else:
+    checks.check_densities(z, 'z')
   mask = _as_like(problem.mask, z)
   solid = None if problem.solid is None else _as_like(problem.solid, z)
 
@@ -414,7 +424,7 @@ def physical_density(
 
   if not constrain_volume:
     return finish(z * mask)
-  _check_fraction(problem.volume_fraction)
+  checks.check_fraction(problem.volume_fraction, 'volume_fraction')
   if constrain == 'physical':
     shift = _physical_shift(z, problem.volume_fraction, mask, finish)
     return finish(mask * jax.nn.sigmoid(z + shift))
@@ -449,41 +459,3 @@ def _physical_shift(z, fraction, mask, finish):
       return y / jnp.where(slope == 0, 1, slope)
 
   return jax.lax.custom_root(excess, low, solve, tangent_solve)
-
-
-def check_densities(x, name: str = 'x') -> None:
-  """Raises unless concrete densities are finite and lie in [0, 1].
-
-  To be called once, outside jit: a negative density would make Young's modulus
-  negative and the stiffness matrix indefinite, which a Cholesky factorization
-  answers with NaN.
-
-  Args:
-    x: densities, any shape.
-    name: what to call them in the message.
-
-  Raises:
-    ValueError: names the argument and what it holds.
-  """
-  x = np.asarray(x)
-  bad = np.count_nonzero(~np.isfinite(x))
-  if bad:
-    raise ValueError(
-      f'{name} has {bad} entries that are NaN or infinite; densities must be '
-      'finite.'
-    )
-  if x.size and (x.min() < 0 or x.max() > 1):
-    raise ValueError(
-      f'{name} ranges over [{x.min():.6g}, {x.max():.6g}]; densities must lie '
-      'in [0, 1]. Clip them, or pass logits with constrain_volume=True.'
-    )
-
-
-def _check_fraction(fraction) -> None:
-  """Raises if a volume fraction that is known lies outside (0, 1)."""
-  if isinstance(fraction, jax.core.Tracer):
-    return
-  if not 0.0 < float(fraction) < 1.0:
-    raise ValueError(
-      f'volume_fraction must lie strictly between 0 and 1, got {fraction}.'
-    )

@@ -60,6 +60,11 @@ class History:
     return len(self.losses)
 
   @property
+  def evals(self) -> int:
+    """Alias of `evaluations`."""
+    return self.evaluations
+
+  @property
   def best_evaluation(self) -> int:
     """Index of the lowest loss."""
     return int(np.argmin(self.losses))
@@ -214,7 +219,7 @@ class Log:
         f'{self.method} on problem {self.problem!r}, evaluation'
         f' {self.evaluations - 1}: the compliance is {self.losses[-1]} or its'
         ' gradient is not finite. The linear solver did not converge, or the'
-        " design has become singular; try solver='direct', a larger e_min, or"
+        " design has become singular; try solver='direct', a larger emin, or"
         ' another start.'
       )
 

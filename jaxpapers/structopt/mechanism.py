@@ -159,8 +159,8 @@ def output_displacement(
   mechanism: Mechanism,
   *,
   penal: float = 3.0,
-  e_min: float = 1e-3,
-  e_0: float = 1.0,
+  emin: float = 1e-3,
+  e0: float = 1.0,
   constrain_volume: bool = False,
   filter_radius: float = 2.0,
   projection: tuple[Any, Any] | None = None,
@@ -172,10 +172,10 @@ def output_displacement(
     z: Densities in [0, 1], or logits with `constrain_volume`; [nely, nelx].
     mechanism: The task.
     penal: Penalisation exponent of SIMP.
-    e_min: Young's modulus of the void. Larger than for compliance: once output
+    emin: Young's modulus of the void. Larger than for compliance: once output
       and input are disconnected the objective is 0, and a softer void leaves no
       gradient to reconnect them.
-    e_0: Young's modulus of the solid.
+    e0: Young's modulus of the solid.
     constrain_volume: Whether z are logits to pass through the volume sigmoid.
     filter_radius: Radius of the cone filter, in elements.
     projection: None, or (beta, eta) of the Heaviside projection.
@@ -196,7 +196,7 @@ def output_displacement(
       projection=projection,
     )
     u, info = fem.solve_displacement(
-      density.simp(x, penal, e_min, e_0),
+      density.simp(x, penal, emin, e0),
       problem.nodal_forces,
       problem.free,
       springs=mechanism.nodal_springs,
@@ -283,7 +283,7 @@ def optimize_mechanism(
         raise FloatingPointError(
           f'mma on mechanism {problem.name!r}: the linear system could not be'
           f' solved at evaluation {evaluation}; try solver="direct" or a larger'
-          ' e_min.'
+          ' emin.'
         )
       losses.append(loss)
       volumes.append(used)

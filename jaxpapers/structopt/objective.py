@@ -15,8 +15,8 @@ def design_compliance(
   problem: domain.Problem,
   *,
   penal: float = 3.0,
-  e_min: float = 1e-9,
-  e_0: float = 1.0,
+  emin: float = 1e-9,
+  e0: float = 1.0,
   constrain_volume: bool = True,
   filter_radius: float = 2.0,
   projection: tuple[Any, Any] | None = None,
@@ -36,8 +36,8 @@ def design_compliance(
       Computed in float64 whatever its dtype.
     problem: The task.
     penal: Penalisation exponent of SIMP.
-    e_min: Young's modulus of the void.
-    e_0: Young's modulus of the solid.
+    emin: Young's modulus of the void.
+    e0: Young's modulus of the solid.
     constrain_volume: Whether z are logits to pass through the volume sigmoid.
     filter_radius: Radius of the cone filter, in elements.
     projection: None, or (beta, eta) of the Heaviside projection.
@@ -58,7 +58,7 @@ def design_compliance(
       projection=projection,
       constrain=constrain,
     )
-    youngs = density.simp(x, penal, e_min, e_0)
+    youngs = density.simp(x, penal, emin, e0)
     forces = problem.nodal_forces
     if problem.self_weight:
       forces = forces + density.self_weight(x, problem.self_weight)
@@ -66,21 +66,31 @@ def design_compliance(
 
 
 def make_objective(
-  problem: domain.Problem, **options: Any
+  problem: domain.Problem,
+  *,
+  penal: float = 3.0,
+  constrain_volume: bool = True,
+  solver: str = 'auto',
+  **options: Any,
 ) -> Callable[[Any], jax.Array]:
   """Returns the function that the paper minimizes for one task.
 
   Args:
     problem: The task; validated here.
-    **options: Arguments of `design_compliance`: `penal`, `constrain_volume`,
-      `filter_radius`, `projection`, `constrain`, `solver`, `tol` and others.
+    penal: Penalisation exponent of SIMP.
+    constrain_volume: Whether the variables are logits, to be passed through the
+      volume sigmoid, or densities.
+    solver: See `fem.solve_displacement`.
+    **options: More arguments of `design_compliance`: `filter_radius`,
+      `projection`, `constrain`, `emin`, `tol` and others.
 
   Returns:
     f(z) -> float64 compliance, where z are logits [nely, nelx] (or densities
     with `constrain_volume=False`). Works under jit, vmap and grad.
 
   Raises:
-    ValueError: The problem is ill posed; from f: z has the wrong shape.
+    ValueError: The problem is ill posed; from f: z has the wrong shape or,
+      where its values are known, holds NaN or densities outside [0, 1].
 
   Example:
     >>> from jaxpapers.structopt import problems
@@ -96,6 +106,13 @@ def make_objective(
         f'z has shape {np.shape(z)}; problem {problem.name!r} expects (nely,'
         f' nelx) = {expected}. Use jax.vmap for a batch.'
       )
-    return design_compliance(z, problem, **options)[0]
+    return design_compliance(
+      z,
+      problem,
+      penal=penal,
+      constrain_volume=constrain_volume,
+      solver=solver,
+      **options,
+    )[0]
 
   return objective

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.structopt import density
+from jaxpapers.structopt import checks, density
 
 # The multiplier is sought within this factor of its natural scale. Densities
 # respond to its square root, so the bracket covers twelve decades of them.
@@ -25,7 +25,7 @@ def optimality_criteria(
   x: Any,
   dc: Any,
   dv: Any,
-  volume_fraction: Any,
+  volfrac: Any,
   mask: Any = 1.0,
   *,
   move: float = 0.2,
@@ -36,7 +36,7 @@ def optimality_criteria(
 
   Computes `clip(x * max(-dc / (lambda dv), 0)**damping)` with moves limited to
   `move` and to [0, 1], where the multiplier lambda makes the volume of the
-  result equal `volume_fraction`. The multiplier is bisected on a logarithmic
+  result equal `volfrac`. The multiplier is bisected on a logarithmic
   scale, relative to the largest ratio -dc / dv, so that the step does not
   depend on the units of the objective. Where no multiplier satisfies the
   volume, the nearest attainable one is taken.
@@ -46,7 +46,7 @@ def optimality_criteria(
     dc: Gradient of the objective with respect to x. Entries of the wrong
       (positive) sign, which self-weight produces, count as zero.
     dv: Gradient of the volume with respect to x; ignored where `mask` is 0.
-    volume_fraction: Wanted volume.
+    volfrac: Wanted volume, in (0, 1).
     mask: 1 where material may be placed and 0 elsewhere; [nely, nelx] or a
       scalar.
     move: Largest change of a density.
@@ -60,7 +60,8 @@ def optimality_criteria(
 
   Raises:
     ValueError: `dc`, `dv` or `mask` has another shape than x, or `move` or
-      `damping` is not positive.
+      `damping` is not positive. Where values are known, outside jit: `x` holds
+      NaN or leaves [0, 1], `dc` or `dv` holds NaN, or `volfrac` leaves (0, 1).
 
   Example:
     >>> x = np.full((4, 6), 0.5)
@@ -73,14 +74,17 @@ def optimality_criteria(
     raise ValueError(f'move is {move}; expected a positive limit such as 0.2.')
   if not damping > 0:
     raise ValueError(f'damping is {damping}; expected a positive exponent.')
+  checks.check_fraction(volfrac, 'volfrac')
   with jax.enable_x64(True):
     x = jnp.asarray(x)
+    checks.check_densities(x)
     dc, dv = jnp.asarray(dc, x.dtype), jnp.asarray(dv, x.dtype)
     for name, array in (('dc', dc), ('dv', dv)):
       if array.shape != x.shape:
         raise ValueError(
           f'{name} has shape {array.shape}; expected that of x, {x.shape}.'
         )
+      checks.check_finite(array, name)
     if not isinstance(mask, jax.Array):
       mask = np.asarray(mask)
     if mask.ndim and mask.shape != x.shape:
@@ -89,7 +93,7 @@ def optimality_criteria(
         ' scalar.'
       )
     mask = jnp.broadcast_to(mask.astype(x.dtype), x.shape)
-    fraction = jnp.asarray(volume_fraction, x.dtype)
+    fraction = jnp.asarray(volfrac, x.dtype)
     if volume is None:
       volume = _mean_filtered_density(x, mask)
     ratio = jnp.maximum(-dc / jnp.where(mask > 0, dv, 1.0), 0.0)

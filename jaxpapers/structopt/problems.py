@@ -243,8 +243,20 @@ def _build(name: str, category: str, family, kwargs) -> Problem:
   return family(**kwargs).replace(name=name, category=category)
 
 
+class _Catalogue(dict):
+  """A dictionary whose missing names are answered with the nearest ones."""
+
+  def __missing__(self, name):
+    near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
+    hint = f' Did you mean {", ".join(near)}?' if near else ''
+    raise KeyError(
+      f'name must be one of the {len(self)} tasks in '
+      f'jaxpapers.structopt.PROBLEMS, got {name!r}.{hint}'
+    )
+
+
 def _catalogue() -> Mapping[str, Callable[[], Problem]]:
-  problems = {}
+  problems = _Catalogue()
   for category, family, common, rows in _CATALOGUE:
     for width, height, density, *special in rows:
       name = f'{category}_{width}x{height}_{density}'
@@ -277,11 +289,6 @@ def get_problem(name: str) -> Problem:
   """
   try:
     build = PROBLEMS[name]
-  except (KeyError, TypeError):
-    near = difflib.get_close_matches(str(name), PROBLEMS, n=3, cutoff=0.5)
-    hint = f' Did you mean {", ".join(near)}?' if near else ''
-    raise ValueError(
-      f'name must be one of the {len(PROBLEMS)} tasks in '
-      f'jaxpapers.structopt.PROBLEMS, got {name!r}.{hint}'
-    ) from None
+  except KeyError as error:
+    raise ValueError(error.args[0]) from None
   return build()

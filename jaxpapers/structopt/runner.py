@@ -55,7 +55,7 @@ def optimize(
     learning_rate: Step size of Adam.
     save_every: Keep the best design every so many evaluations, as `frames`.
     callback: Called with a `Progress` every few evaluations.
-    **physics: `penal`, `e_min`, `e_0`, `filter_radius`, `constrain` of
+    **physics: `penal`, `emin`, `e0`, `filter_radius`, `constrain` of
       `objective.design_compliance`, and `solver`, `tol`, `maxiter`,
       `precision`, `poisson` of `fem.compliance`.
 

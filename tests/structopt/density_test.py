@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jaxpapers.structopt import density, domain, families, roots
+from jaxpapers.structopt import checks, density, domain, families, roots
 
 _TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 'structopt'
 _GOLDEN = dict(np.load(_TESTDATA / 'small.npz'))
@@ -229,7 +229,7 @@ class VolumeSigmoidTest(parameterized.TestCase):
 
   def test_bad_input(self):
     for value in (0.0, 1.0, 1.2, float('nan')):
-      with self.assertRaisesRegex(ValueError, 'volume_fraction'):
+      with self.assertRaisesRegex(ValueError, 'volfrac must'):
         density.volume_sigmoid(np.zeros(3), value)
     with self.assertRaisesRegex(ValueError, 'mask has shape'):
       density.volume_sigmoid(np.zeros((3, 4)), 0.3, np.ones((4, 3)))
@@ -272,6 +272,8 @@ class PointwiseTest(parameterized.TestCase):
       density.simp(np.array([0.5]), 2.5, 0.1, 2.0), 0.1 + 0.5**2.5 * 1.9
     )
     self.assertEqual(density.simp(jnp.ones(2, jnp.float32)).dtype, np.float32)
+    with self.assertRaisesRegex(ValueError, 'p must be a positive exponent'):
+      density.simp(np.ones(2), 0)
 
   def test_simp_derivatives_at_zero(self):
     with jax.enable_x64(True):
@@ -333,13 +335,15 @@ class PointwiseTest(parameterized.TestCase):
     )
 
   def test_check_densities(self):
-    density.check_densities(np.array([0.0, 1.0]))
+    checks.check_densities(np.array([0.0, 1.0]))
     for value in (np.nan, np.inf):
       with self.assertRaisesRegex(ValueError, 'x0 has 1 entries'):
-        density.check_densities(np.array([0.5, value]), 'x0')
+        checks.check_densities(np.array([0.5, value]), 'x0')
     for value in (-0.01, 1.01):
       with self.assertRaisesRegex(ValueError, 'x ranges over'):
-        density.check_densities(np.array([0.5, value]))
+        checks.check_densities(np.array([0.5, value]))
+    # Traced values cannot be looked at.
+    jax.jit(lambda x: checks.check_densities(x) or x)(np.array([2.0]))
 
 
 class PhysicalDensityTest(parameterized.TestCase):
@@ -473,6 +477,15 @@ class PhysicalDensityTest(parameterized.TestCase):
       density.physical_density(
         self.z, self.problem.replace(volume_fraction=1.0)
       )
+    broken = np.array(self.z)
+    broken[3, 4] = np.nan
+    with self.assertRaisesRegex(ValueError, 'z has 1 entries that are NaN'):
+      density.physical_density(broken, self.problem)
+    for value in (-0.1, 1.1):
+      with self.assertRaisesRegex(ValueError, 'z ranges over'):
+        density.physical_density(
+          np.full((20, 20), value), self.problem, constrain_volume=False
+        )
     self.assertIsInstance(self.problem, domain.Problem)
 
 

@@ -22,7 +22,7 @@ class OutputDisplacementTest(parameterized.TestCase):
   def test_equals_a_dense_solution(self):
     problem = self.task.problem
     x = density.cone_filter(self.x, 2.0, problem.mask)
-    youngs = np.asarray(density.simp(x, e_min=1e-3))
+    youngs = np.asarray(density.simp(x, emin=1e-3))
     # Columns of K: forces that hold unit displacements.
     free = np.flatnonzero(problem.free)
     size = problem.free.size

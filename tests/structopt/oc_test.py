@@ -118,6 +118,12 @@ class OptimalityCriteriaTest(parameterized.TestCase):
       oc_lib.optimality_criteria(x, dc, dv, 0.35, mask, move=-1)
     with self.assertRaisesRegex(ValueError, 'damping is 0'):
       oc_lib.optimality_criteria(x, dc, dv, 0.35, mask, damping=0)
+    with self.assertRaisesRegex(ValueError, 'volfrac must lie'):
+      oc_lib.optimality_criteria(x, dc, dv, 1.2, mask)
+    with self.assertRaisesRegex(ValueError, 'x ranges over'):
+      oc_lib.optimality_criteria(x + 1, dc, dv, 0.35, mask)
+    with self.assertRaisesRegex(ValueError, 'dc has .* NaN'):
+      oc_lib.optimality_criteria(x, dc * np.nan, dv, 0.35, mask)
 
 
 if __name__ == '__main__':

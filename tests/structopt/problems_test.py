@@ -302,6 +302,11 @@ class ValidationTest(parameterized.TestCase):
       problems.get_problem('mbb_baem_96x32_0.5')
     with self.assertRaisesRegex(ValueError, 'one of the 116'):
       problems.get_problem('zzzzzz')
+    with self.assertRaisesRegex(ValueError, 'got None'):
+      problems.get_problem(None)
+    with self.assertRaisesRegex(KeyError, 'mean mbb_beam_96x32_0.5'):
+      problems.PROBLEMS['mbb_baem_96x32_0.5']
+    self.assertNotIn('mbb_baem_96x32_0.5', problems.PROBLEMS)
 
 
 if __name__ == '__main__':

@@ -269,7 +269,7 @@ class OptimizeTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       fem.SolveError, 'oc on problem .*l_shape.*evaluation 0'
     ):
-      runner.optimize(problem, 'oc', steps=3, e_min=0.0, solver='direct')
+      runner.optimize(problem, 'oc', steps=3, emin=0.0, solver='direct')
 
   def test_bad_input(self):
     problem = _small()
@@ -296,6 +296,10 @@ class OptimizeTest(parameterized.TestCase):
       with self.subTest(message):
         with self.assertRaisesRegex(ValueError, message):
           runner.optimize(problem, **kwargs)
+    with self.assertRaisesRegex(ValueError, 'penal is -1'):
+      runner.optimize(problem, 'oc', steps=2, penal=-1)
+    with self.assertRaisesRegex(TypeError, "problem is 'mbb_beam"):
+      runner.optimize('mbb_beam_96x32_0.5', 'oc', steps=2)
     with self.assertRaisesRegex(ValueError, 'divisible'):
       runner.optimize(families.mbb_beam(60, 20, 0.5), steps=2)
     with self.assertRaisesRegex(ValueError, 'volume_fraction'):
@@ -372,6 +376,8 @@ class BatchTest(parameterized.TestCase):
       runner.optimize_batch(
         [_small(), _small().replace(self_weight=0.1)], None, 'oc', steps=2
       )
+    with self.assertRaisesRegex(TypeError, "problems holds 'mbb_beam"):
+      runner.optimize_batch('mbb_beam_96x32_0.5', None, 'oc', steps=2)
     with self.assertRaisesRegex(ValueError, 'must not be empty'):
       runner.optimize_batch([], None, 'oc', steps=2)
     with self.assertRaisesRegex(ValueError, 'mesh or devices'):
