@@ -218,7 +218,7 @@ def _members(version, place, names):
   except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
     raise files.CorruptFileError(
       f'{place}: the archive is damaged or cut short ({error}); expected'
-      f' {version.size} bytes, got {place.stat().st_size:,}.'
+      f' {version.size} bytes, got {files.size(place):,}.'
     ) from error
   for name in names:
     if name not in contents:

@@ -51,6 +51,13 @@ def read_bytes(path: Any) -> bytes:
     ) from error
 
 
+def size(path: Any) -> int:
+  """Bytes of a file."""
+  stat = path.stat()
+  # pathlib's and etils.epath's names.
+  return stat.st_size if hasattr(stat, 'st_size') else stat.length
+
+
 def find(folder: Any, names: Any) -> Any | None:
   """The first of several names that exists in a folder, or None."""
   folder = as_path(folder)

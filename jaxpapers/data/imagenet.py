@@ -146,7 +146,7 @@ def open_tiny_imagenet(
       f"split is {split!r}; expected 'train' or 'val' ('test' has no labels)."
     )
   folder = _tiny_folder(folder)
-  wnids = (folder / 'wnids.txt').read_text().split()
+  wnids = (folder / 'wnids.txt').read_text(encoding='utf-8').split()
   ranks = {wnid: rank for rank, wnid in enumerate(wnids)}
   place = folder / split
   if split == 'train':
@@ -163,7 +163,9 @@ def open_tiny_imagenet(
   if not annotations.is_file():
     raise files.missing("Tiny-ImageNet's val split", folder, _TINY_EXPECTED)
   items, labels = [], []
-  for number, line in enumerate(annotations.read_text().splitlines(), 1):
+  for number, line in enumerate(
+    annotations.read_text(encoding='utf-8').splitlines(), 1
+  ):
     # Name, wnid, and four numbers of the box.
     fields = line.split('\t')
     if len(fields) < 2 or fields[1] not in ranks:
@@ -239,7 +241,7 @@ def _labels_path(folder, labels_file):
 
 def _listed_labels(path):
   """Stem of the file -> label, or labels in the order of the file names."""
-  text = path.read_text()
+  text = path.read_text(encoding='utf-8')
   if path.name.endswith('.csv'):
     rows = csv.DictReader(io.StringIO(text))
     if not {'ImageId', 'PredictionString'} <= set(rows.fieldnames or ()):
@@ -289,7 +291,7 @@ def _devkit_labels(path):
       f"{meta}: cannot be read as the development kit's table of synsets"
       f' ({type(error).__name__}: {error}).'
     ) from error
-  words = path.read_text().split()
+  words = path.read_text(encoding='utf-8').split()
   unknown = [w for w in words if not w.isdecimal() or int(w) not in wnids]
   if unknown:
     raise files.CorruptFileError(f'{path}: {unknown[0]!r} is no id of {meta}.')

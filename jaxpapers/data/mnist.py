@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST, from the files that their authors publish."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def load_mnist(folder: Any, split: str = 'train') -> dict[str, np.ndarray]:
   archive, keys = _find_npz(folder, split)
   if archive is not None:
     try:
-      with np.load(archive, allow_pickle=False) as stored:
+      content = io.BytesIO(archive.read_bytes())
+      with np.load(content, allow_pickle=False) as stored:
         data = {'image': stored[keys[0]], 'label': stored[keys[1]]}
     except Exception as error:  # numpy raises five kinds for a damaged file
       raise files.CorruptFileError(

@@ -7,6 +7,7 @@ whose stream may change with numpy: a checkpoint has to continue the same order
 on another machine.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -63,8 +64,14 @@ def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
   Returns:
     A numpy generator whose stream no other example or epoch shares.
   """
-  key = int(hash64(seed, EXAMPLE, epoch)[0])
-  return np.random.Generator(np.random.Philox(key=[key, index]))
+  key = np.array([_epoch_key(seed, epoch), index], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key))
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_key(seed, epoch):
+  # The same for a whole epoch, and slower than all the rest.
+  return int(hash64(seed, EXAMPLE, epoch)[0])
 
 
 class BatchRandom:

@@ -255,7 +255,7 @@ class BatchesTest(BatchesCase):
     (
       'large',
       dict(batch_size=24),
-      "'drop' and source has 23 .* size, 24",
+      'has 23 examples, fewer than batch_size, 24',
     ),
     ('remainder', dict(remainder='mask'), "remainder is 'mask'; expected one"),
     ('empty', dict(source={'x': np.zeros((0, 2))}), 'source is empty'),
