@@ -31,6 +31,9 @@ HEAVY = (
   'hoop_32x64_0.25',
   'pure_bending_moment_32x64_0.15',
 )
+HEAVY_REST = tuple(name for name in PHYSICS if name not in HEAVY)
+STEP = ('l_shape_0.4_64x64_0.4', 'staircase_64x64_0.3')
+STEP_REST = tuple(k for k, v in PHYSICS.items() if 'F' in v and k not in STEP)
 
 
 @functools.cache
@@ -53,6 +56,14 @@ def _value_and_grad(x, problem):
 class SelfWeightTest(parameterized.TestCase):
   @parameterized.parameters(*HEAVY)
   def test_golden(self, name):
+    self._check(name)
+
+  @parameterized.parameters(*HEAVY_REST)
+  @pytest.mark.slow
+  def test_golden_of_more(self, name):
+    self._check(name)
+
+  def _check(self, name):
     """Value and gradient of the original code with weight 0.01."""
     expected = PHYSICS[name]['D']
     problem = problems.get_problem(name).replace(self_weight=0.01)
@@ -62,9 +73,11 @@ class SelfWeightTest(parameterized.TestCase):
     ours = np.asarray(gradient).ravel()[SAMPLES[f'{name}/cells']]
     golden = SAMPLES[f'{name}/D_grad']
     error = np.linalg.norm(ours - golden) / np.linalg.norm(golden)
-    self.assertLess(error, 1e-7)
+    # The original's own gradients are good to 1e-6 at 384 x 128.
+    rtol = 1e-6 if name == 'mbb_beam_384x128_0.3' else 1e-7
+    self.assertLess(error, rtol)
     np.testing.assert_allclose(
-      np.linalg.norm(gradient), expected['grad_norm'], rtol=1e-7
+      np.linalg.norm(gradient), expected['grad_norm'], rtol=rtol
     )
 
   def test_more_material_is_not_always_stiffer(self):
@@ -77,8 +90,16 @@ class SelfWeightTest(parameterized.TestCase):
 
 
 class OptimalityCriteriaTest(parameterized.TestCase):
-  @parameterized.parameters('l_shape_0.4_64x64_0.4', 'staircase_64x64_0.3')
+  @parameterized.parameters(*STEP)
   def test_one_step_golden(self, name):
+    self._check(name)
+
+  @parameterized.parameters(*STEP_REST)
+  @pytest.mark.slow
+  def test_one_step_golden_of_more(self, name):
+    self._check(name)
+
+  def _check(self, name):
     problem = problems.get_problem(name)
     x = SAMPLES[f'{name}/design_u8'] / 255.0
     _, slope = _value_and_grad(x, problem)

@@ -169,6 +169,72 @@ class GoldenTest(parameterized.TestCase):
     np.testing.assert_allclose(y, golden['y'][0], rtol=1e-6, atol=1e-6)
 
 
+def _reference_upsample(x, factor):
+  """Bilinear interpolation at half-pixel centres, clamped at the edges."""
+  for axis in (0, 1):
+    n = x.shape[axis]
+    position = (np.arange(n * factor) + 0.5) / factor - 0.5
+    position = np.clip(position, 0, n - 1)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, n - 1)
+    weight = (position - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    x = (1 - weight) * x.take(low, axis) + weight * x.take(high, axis)
+  return x
+
+
+def _reference_forward(design, params):
+  """The network in float64 NumPy, from its description."""
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  x = params['latent'] @ params['dense']['kernel'] + params['dense']['bias']
+  total = int(np.prod(design.resizes))
+  x = x.reshape(design.nely // total, design.nelx // total, -1)
+  for i, factor in enumerate(design.resizes):
+    x = _reference_upsample(np.tanh(x), factor)
+    x = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+    kernel = params[f'conv{i}']['kernel']
+    tall, wide = kernel.shape[:2]
+    before = (tall - 1) // 2, (wide - 1) // 2
+    padded = np.pad(
+      x,
+      [(b, k - 1 - b) for b, k in zip(before, (tall, wide))] + [(0, 0)],
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(
+      padded, (tall, wide), (0, 1)
+    )
+    x = np.einsum('hwcij,ijco->hwo', windows, kernel)
+    x = x + params[f'conv{i}']['bias']
+    if design.offset_scale:
+      x = x + design.offset_scale * params[f'offset{i}']
+  return x[..., 0]
+
+
+class ReferenceTest(parameterized.TestCase):
+  """Settings for which the authors' code left no numbers."""
+
+  @parameterized.parameters(
+    {},
+    {'offset_scale': 0.0},
+    {'offset_scale': 1.0, 'latent_size': 64},
+    {'kernel_size': (3, 3), 'resizes': (2, 1, 3), 'nely': 12, 'nelx': 18},
+    {'resizes': (4,), 'conv_filters': (1,), 'dense_channels': 3},
+  )
+  def test_forward(self, **kwargs):
+    with jax.enable_x64(True):
+      design = _SMALL.clone(param_dtype=jnp.float64, **kwargs)
+      shapes = jax.eval_shape(design.init, jax.random.key(0))
+      rng = np.random.default_rng(4)
+      variables = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape)), shapes
+      )
+      logits = np.asarray(_apply(design, variables))
+    expected = _reference_forward(design, variables['params'])
+    self.assertEqual(logits.shape, (design.nely, design.nelx))
+    # Float64 throughout; sums of a few hundred products.
+    np.testing.assert_allclose(
+      logits, expected, rtol=0, atol=1e-11 * np.abs(expected).max()
+    )
+
+
 class LayersTest(parameterized.TestCase):
   @parameterized.parameters(2, 3, 4, 5)
   def test_upsample_is_linear_interpolation(self, factor):
@@ -290,6 +356,8 @@ class CNNDesignTest(parameterized.TestCase):
     x = np.asarray(density.physical_density(logits, problem))
     self.assertTrue(np.isfinite(x).all())
     self.assertGreater(x.std(), 1e-3)
+    compliance = float(objective.make_objective(problem)(logits))
+    self.assertTrue(0 < compliance < 1e6, compliance)
 
   @parameterized.parameters(0.0, 1.0, 10.0)
   def test_offset_scale(self, scale):

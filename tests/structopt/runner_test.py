@@ -77,6 +77,18 @@ class GoldenTest(parameterized.TestCase):
     problem = domain.make_problem(
       name='truss', forces=forces, fixed=fixed, volume_fraction=0.4
     )
+    pattern = np.round(golden['oc_truss_x'].reshape(nely, nelx))
+    settings = methods.Settings('oc', int(nely), int(nelx))
+    with jax.enable_x64(True):
+      state = methods.begin(
+        settings, methods.start_point(settings, problem, None)
+      )
+      for limit in (25, 50):
+        state, _ = methods.advance(
+          state, problem, (1.0, 0.5), np.int32(limit), settings=settings
+        )
+    # The design variables after 50 steps, before the filter.
+    np.testing.assert_array_equal(np.round(state.optimizer.trial), pattern)
     run = runner.optimize(problem, 'oc', steps=50)
     np.testing.assert_allclose(
       run.losses[:50], golden['oc_truss_losses'].ravel()[:50], rtol=1e-6
@@ -110,6 +122,8 @@ class GoldenTest(parameterized.TestCase):
     ('cantilever_beam_full_96x32_0.4', 256.697),
     ('l_shape_0.4_64x64_0.4', 222.016),
     ('cantilever_beam_two_point_64x48_0.4', 89.206),
+    ('pure_bending_moment_32x64_0.15', 8.248),
+    ('thin_support_bridge_64x64_0.3', 62.697),
   )
   @pytest.mark.slow
   def test_more_of_the_papers_table(self, name, expected):
