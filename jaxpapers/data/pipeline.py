@@ -6,6 +6,7 @@ position of an iterator is one integer.
 """
 
 import functools
+import operator
 import os
 import sys
 import threading
@@ -149,8 +150,8 @@ class BatchPlan:
   ):
     self.source = arrays.as_source(source)
     self.num_examples = len(self.source)
-    self.batch_size = batch_size
-    self.seed = int(seed)
+    self.batch_size = batch_size = operator.index(batch_size)
+    self.seed = operator.index(seed)
     self.shuffle = bool(shuffle)
     self.remainder = remainder
     self.transform = transform
@@ -385,6 +386,11 @@ def _iterator_class():
         raise RuntimeError(
           f'the reader ended at step {self._step} of {len(self._plan)}'
         ) from error
+      except BaseException:
+        # The reader has lost its place: who catches this, a file system that
+        # was away for example, and asks again gets the same step.
+        self._release()
+        raise
       self._step += 1
       return batch
 

@@ -1,5 +1,6 @@
 """Tests of batching: which examples, in which order, from where again."""
 
+import itertools
 import json
 import pickle
 
@@ -223,6 +224,32 @@ class BatchesTest(BatchesCase):
     steps = data.batches(_arrays(), 5, num_epochs=1)
     with self.assertRaisesRegex(ValueError, 'step = 5; expected 0 to 4'):
       steps.set_state({**steps.get_state(), 'step': 5})
+
+  @parameterized.parameters(0, 1, 3)
+  def test_same_step_again_after_an_error(self, num_threads):
+    class Flaky(OneByOne):
+      calls = itertools.count()  # exact among threads
+
+      def __getitem__(self, index):
+        if next(self.calls) == 7:
+          raise OSError('the disk was away')
+        return super().__getitem__(index)
+
+    steps = data.batches(Flaky(), 5, num_epochs=2, num_threads=num_threads)
+    got, errors = [], 0
+    while len(got) < 8:
+      try:
+        got.append(next(steps))
+      except OSError:
+        errors += 1
+    self.assertEqual(errors, 1)
+    self.assert_same(got, data.batches(OneByOne(), 5, num_epochs=2))
+
+  def test_state_is_json_whatever_the_integers(self):
+    steps = data.batches(_arrays(), np.int64(5), seed=np.uint32(7))
+    state = json.loads(json.dumps(steps.get_state()))
+    self.assertEqual(state['seed'], 7)
+    steps.set_state(state)
 
   def test_is_a_grain_iterator(self):
     import grain
