@@ -1,4 +1,4 @@
-"""Losses, metrics, schedules and stopping rules of the paper's trainings."""
+"""Losses, metrics and stopping rules of the paper's trainings."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -157,75 +157,6 @@ def squared_kernels(params: Any, exclude: Sequence[str] = ()) -> jax.Array:
   if not found:
     raise ValueError('params have no leaf named kernel to regularise.')
   return total
-
-
-def keras_step_schedule(
-  initial: Any, factor: Any, epochs: Sequence[float], steps_per_epoch: int
-) -> optax.Schedule:
-  """A learning rate that is multiplied by a factor at some epochs.
-
-  Args:
-    initial: learning rate of the first step, a number or a traced scalar.
-    factor: it is multiplied by this ...
-    epochs: ... from each of these epochs on, counted from 0; an array may be
-      traced, and infinity means never.
-    steps_per_epoch: updates in an epoch.
-
-  Returns:
-    A schedule: number of updates made -> learning rate.
-
-  Raises:
-    ValueError: if `steps_per_epoch` is less than 1.
-
-  Example:
-    >>> schedule = keras_step_schedule(0.1, 0.2, (80, 90, 97), 351)
-    >>> [round(float(schedule(351 * epoch)), 5) for epoch in (79, 80, 97)]
-    [0.1, 0.02, 0.0008]
-  """
-  if steps_per_epoch < 1:
-    raise ValueError(
-      f'steps_per_epoch is {steps_per_epoch}; expected 1 or more.'
-    )
-  epochs = jnp.asarray(epochs, jnp.float32).reshape(-1)
-
-  def schedule(count):
-    # Comparing whole epochs, not steps: exact in float32.
-    passed = (count // steps_per_epoch >= epochs).sum()
-    return initial * jnp.asarray(factor, jnp.float32) ** passed
-
-  return schedule
-
-
-def linear_warmup_from_tenth(
-  schedule: Any, warmup_epochs: float, steps_per_epoch: int
-) -> optax.Schedule:
-  """Warmup as in the paper (section 5.4): from a tenth, linearly, per batch.
-
-  With f = step / (warmup_epochs * steps_per_epoch) the rate is multiplied by
-  f + (1 - f) / 10 while f < 1.
-
-  Args:
-    schedule: a learning rate or a schedule of it.
-    warmup_epochs: duration; 0 for none.
-    steps_per_epoch: updates in an epoch.
-
-  Returns:
-    A schedule.
-
-  Example:
-    >>> schedule = linear_warmup_from_tenth(1.0, 5, 10)
-    >>> [round(float(schedule(step)), 2) for step in (0, 25, 50)]
-    [0.1, 0.55, 1.0]
-  """
-  steps = warmup_epochs * steps_per_epoch
-
-  def warmed(count):
-    rate = schedule(count) if callable(schedule) else schedule
-    fraction = jnp.clip(count / jnp.maximum(steps, 1), 0.0, 1.0)
-    fraction = jnp.where(steps > 0, fraction, 1.0)
-    return rate * (fraction + (1 - fraction) / 10)
-
-  return warmed
 
 
 def stopping_rule(
