@@ -282,20 +282,29 @@ def _mechanism_figure(x, u, push, pull):
     axes.pcolormesh(
       nodes[..., 0], nodes[..., 1], shown, cmap='gray_r', vmin=0, vmax=1
     )
-    axes.set_xlim(-0.16 * nelx, 1.08 * nelx)
+    axes.set_xlim(-0.22 * nelx, 1.22 * nelx)
     axes.set_ylim(1.04 * nely, -0.04 * nely)
     axes.set_aspect('equal')
     axes.set_axis_off()
     middle = nely / 2
     for row in (0, nely):
       axes.plot([-1.2] * 2, [row, abs(row - 0.06 * nely)], 'C0', linewidth=5)
-    for start, tip in ((-0.15, -0.02), (1.0, 1.0 - 0.13)):
-      offset = 0.0 if start < 0 else 0.02 * nelx
+    # The push from the left and, to the right of the structure, the pull.
+    for start, tip, word in ((-0.2, -0.04, 'push'), (1.2, 1.04, 'pull')):
       axes.annotate(
         '',
-        (tip * nelx + offset, middle - (0 if start < 0 else 0.09 * nely)),
-        (start * nelx + offset, middle - (0 if start < 0 else 0.09 * nely)),
+        (tip * nelx, middle),
+        (start * nelx, middle),
         arrowprops={'arrowstyle': '-|>', 'color': '#c8102e', 'linewidth': 2},
+      )
+      axes.text(
+        (start + tip) / 2 * nelx,
+        middle - 0.03 * nely,
+        word,
+        ha='center',
+        va='bottom',
+        color='#c8102e',
+        fontsize=10,
       )
     axes.set_title(label, fontsize=11)
   figure.text(

@@ -217,14 +217,15 @@ class FactorizedStiffness:
     return u.reshape((*cases, plan.ny + 1, plan.nx + 1, 2))
 
 
-def factorize(plan, youngs, free, *, stiffness, springs=None, dtype=None):
+def factorize(plan, youngs, free, *, stiffness=None, springs=None, dtype=None):
   """Nested-dissection Cholesky factorisation of the stiffness matrix.
 
   Args:
     plan: elimination plan of the mesh, from ``make_plan(ny, nx)``.
     youngs: ``[ny, nx]`` Young's moduli, non-negative.
     free: ``[ny + 1, nx + 1, 2]`` bool, true where a displacement is free.
-    stiffness: ``[8, 8]`` unit element stiffness.
+    stiffness: ``[8, 8]`` unit element stiffness; by default that of
+      ``element_stiffness()``.
     springs: ``[ny + 1, nx + 1, 2]`` stiffnesses of springs to the ground, which
       are added to the diagonal, or None.
     dtype: dtype of the factors; by default that of ``youngs``.
@@ -233,6 +234,8 @@ def factorize(plan, youngs, free, *, stiffness, springs=None, dtype=None):
     A ``FactorizedStiffness``. A singular or indefinite matrix gives NaN.
   """
   dtype = dtype or youngs.dtype
+  if stiffness is None:
+    stiffness = elements.element_stiffness()
   stiffness = np.asarray(stiffness)
   (hy, hx), (by, bx) = plan.leaf, plan.grid
   py, px = plan.padded

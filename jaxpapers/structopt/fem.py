@@ -21,6 +21,11 @@ import numpy as np
 from jax import lax
 
 from jaxpapers.structopt import elements, solvers
+from jaxpapers.structopt.direct import (  # noqa: F401
+  FactorizedStiffness,
+  factorize,
+  make_plan,
+)
 from jaxpapers.structopt.elements import element_stiffness  # noqa: F401
 from jaxpapers.structopt.solvers import SolveConfig
 

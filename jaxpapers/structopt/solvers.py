@@ -21,8 +21,8 @@ PRECISIONS = ('double', 'mixed')
 # costs no more than an iteration history and nothing can fail to converge.
 AUTO_DIRECT_ELEMENTS = 64 * 64
 
-# Young's moduli below this are lifted in a float32 factorisation (and only
-# there), whose rounding would otherwise make floating islands indefinite.
+# Where a float32 factorisation fails, because rounding makes floating islands
+# indefinite, moduli below this are lifted in it (and only in it).
 _SINGLE_FLOOR = 1e-6
 
 
@@ -133,20 +133,50 @@ def _prepare_direct(config, youngs, free, springs):
       return u, _report(config, 'direct', apply, forces, u)
 
     return solve
-  lifted = jnp.maximum(youngs, _SINGLE_FLOOR * jnp.max(youngs))
-  single = direct.factorize(
-    plan,
-    lifted,
-    free,
-    stiffness=stiffness,
-    springs=springs,
-    dtype=jnp.float32,
-  )
+
+  def factorize(floor):
+    return direct.factorize(
+      plan,
+      jnp.maximum(youngs, floor * jnp.max(youngs)),
+      free,
+      stiffness=stiffness,
+      springs=springs,
+      dtype=jnp.float32,
+    )
+
+  single = _first_finite(factorize, (0.0, _SINGLE_FLOOR))
 
   def precondition(r):
     return single.solve(r.astype(jnp.float32)).astype(r.dtype) * free
 
   return _iterate(config, 'direct', apply, precondition)
+
+
+def _first_finite(function, candidates):
+  """``function`` of the first candidate for which it is finite, or the last.
+
+  A loop whose body is compiled once, where a conditional would be compiled
+  for every candidate; under vmap it repeats only where somebody needs it.
+  """
+  candidates = jnp.asarray(candidates, jnp.float64)
+
+  def unfinished(state):
+    attempt, finite, _ = state
+    return ~finite & (attempt < len(candidates))
+
+  def body(state):
+    attempt, _, _ = state
+    result = function(candidates[attempt])
+    leaves = jax.tree.leaves(result)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return attempt + 1, finite, result
+
+  empty = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+    jax.eval_shape(function, candidates[0]),
+  )
+  start = jnp.zeros((), jnp.int32), jnp.zeros((), bool), empty
+  return lax.while_loop(unfinished, body, start)[2]
 
 
 def _iterate(config, name, apply, precondition):
