@@ -129,8 +129,8 @@ def layca_rmsprop(
     learning_rate: as in `layca`; 3^-3 in the paper, on every task.
     b2: decay of the mean of squared gradients.
     eps: what is added to the denominator.
-    keras_eps: whether eps is added to the root, as in Keras, instead of to what
-      is under it, as `optax.rmsprop` does.
+    keras_eps: accepted as in the other aliases, without effect: eps is always
+      added to the root, as in Keras, since optax's base can do that.
     decay: Keras' decay of the learning rate.
     **options: other arguments of `with_layca` and `layca`.
 
@@ -140,7 +140,8 @@ def layca_rmsprop(
   Example:
     >>> tx = layca_rmsprop(3.0**-3)
   """
-  base = optax.scale_by_rms(b2, eps, eps_in_sqrt=not keras_eps)
+  del keras_eps
+  base = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
   return with_layca(base, rates.decayed(learning_rate, decay), **options)
 
 

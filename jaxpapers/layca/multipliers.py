@@ -15,7 +15,7 @@ def depth_multipliers(layer_order: Sequence[str], alpha: Any) -> dict[str, Any]:
 
   For layer l of L: `(1 - alpha)^(5 (L - 1 - l) / (L - 1))` if alpha > 0, so
   that the last layer has factor 1, else `(1 + alpha)^(5 l / (L - 1))`, so that
-  the first has. The slowest layer has factor (1 - |alpha|)^5. A single layer has 1.
+  the first has. The slowest layer has (1 - |alpha|)^5, a single layer 1.
 
   Args:
     layer_order: paths of the layers, first to last: `layer_order(module, x)`.

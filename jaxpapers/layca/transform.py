@@ -356,17 +356,23 @@ def _initial_norms(leaves, over, dtypes, axis_name):
   known = [
     i for i, x in enumerate(leaves) if not isinstance(x, jax.ShapeDtypeStruct)
   ]
-
-  @jax.jit
-  def compute(arrays):
-    return [
-      geometry.norm(jnp.asarray(x, dtypes[i]), over[i], axis_name)
-      for i, x in zip(known, arrays, strict=True)
-    ]
-
-  norms = dict(zip(known, compute([leaves[i] for i in known]), strict=True))
+  found = _norms(
+    [leaves[i] for i in known],
+    tuple(over[i] for i in known),
+    tuple(dtypes[i] for i in known),
+    axis_name,
+  )
+  norms = dict(zip(known, found, strict=True))
   for i, leaf in enumerate(leaves):
     if i not in norms:
       kept = [1 if a in over[i] else n for a, n in enumerate(leaf.shape)]
       norms[i] = jnp.full(kept, _UNKNOWN, dtypes[i])
   return [norms[i] for i in range(len(leaves))]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _norms(leaves, over, dtypes, axis_name):
+  return [
+    geometry.norm(jnp.asarray(x, dtype), axes, axis_name)
+    for x, axes, dtype in zip(leaves, over, dtypes, strict=True)
+  ]
