@@ -155,7 +155,9 @@ class Checkpoints:
       )
     args = self._ocp.args
     metadata = self._manager.item_metadata(step)['state']
-    _check_like(like, getattr(metadata, 'tree', metadata), self.folder / str(step))
+    _check_like(
+      like, getattr(metadata, 'tree', metadata), self.folder / str(step)
+    )
     restored = self._manager.restore(
       step,
       args=args.Composite(

@@ -177,9 +177,12 @@ def shard_rules(
     spec = next((s for p, s in compiled if p.search(name)), PartitionSpec())
     if callable(spec):
       spec = spec(name, shape, mesh)
-    return NamedSharding(
-      mesh, PartitionSpec(*lead, *_fit(spec, name, shape, mesh))
-    )
+    entries = (*lead, *_fit(spec, name, shape, mesh))
+    # As XLA writes the shardings of results: a step whose inputs differ from
+    # its outputs in a trailing None would be compiled twice.
+    while entries and entries[-1] is None:
+      entries = entries[:-1]
+    return NamedSharding(mesh, PartitionSpec(*entries))
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
 

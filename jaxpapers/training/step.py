@@ -97,7 +97,7 @@ def make_train_step(
         averages,
         params,
       )
-    metrics['grad_norm'] = optax.global_norm(gradients)
+    metrics['grad_norm'] = optax.tree.norm(gradients)
     rate = _learning_rate(opt_state)
     if rate is not None:
       metrics.setdefault('learning_rate', rate)
