@@ -185,6 +185,13 @@ def power_of_three(rate: float) -> str:
   return f'3^{round(exponent, 1) + 0:g}'
 
 
+def mathematical(rate: float) -> str:
+  """The same for figures."""
+  text = power_of_three(rate)
+  base, caret, exponent = text.partition('^')
+  return f'${base}^{{{exponent}}}$' if caret else text
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
   """Prints a table with aligned columns."""
   table = [list(header), *[list(map(str, row)) for row in rows]]

@@ -99,6 +99,10 @@ def _write(run, curves, paper) -> None:
   labels = [
     _layca_results.power_of_three(member['learning_rate']) for member in members
   ]
+  titles = [
+    f'ρ(0) = {_layca_results.mathematical(member["learning_rate"])}'
+    for member in members
+  ]
   runs, expected, rows = [], {}, []
   drops = _layca_training.member_drops(run.config, members)
   values = sweep.hyperparameters(
@@ -106,8 +110,8 @@ def _write(run, curves, paper) -> None:
   )
   for index, label in enumerate(labels):
     epochs, distances = curves.rotation_curve(index)
-    runs.append((f'ρ(0) = {label}', epochs, distances[:, 0]))
-    expected[f'ρ(0) = {label}'] = _noise(curves, values, index)
+    runs.append((titles[index], epochs, distances[:, 0]))
+    expected[titles[index]] = _noise(curves, values, index)
     row = [
       label,
       f'{100 * curves.train_accuracy()[index]:.2f}',
@@ -126,8 +130,8 @@ def _write(run, curves, paper) -> None:
   _layca_results.print_table(header, rows)
   _layca_results.write_table(folder / 'summary.csv', header, rows)
   reference = {
-    f'ρ(0) = {label}': _padded(paper[label], len(runs[0][1]))
-    for label in labels
+    title: _padded(paper[label], len(runs[0][1]))
+    for title, label in zip(titles, labels)
     if label in paper
   }
   _layca_results.save_arrays(
@@ -151,7 +155,7 @@ def _write(run, curves, paper) -> None:
       ('before training', curves.arrays['features_before'][0]),
       *(
         (
-          f'ρ(0) = {labels[index]}\nrotation'
+          f'{titles[index]}\nrotation'
           f' {curves.distances()[index, 0]:.2f}\ntest'
           f' {100 * curves.test_accuracy()[index]:.2f} %',
           curves.arrays['features_after'][index],

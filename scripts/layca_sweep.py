@@ -165,9 +165,7 @@ def _accuracy_figure(curves, accuracy, published):
 def _label(member, members) -> str:
   parts = []
   if len({m['learning_rate'] for m in members}) > 1 or len(members) == 1:
-    parts.append(
-      f'rate {_layca_results.power_of_three(member["learning_rate"])}'
-    )
+    parts.append(f'rate {_layca_results.mathematical(member["learning_rate"])}')
   if len({m['alpha'] for m in members}) > 1:
     parts.append(f'α = {member["alpha"]:+g}')
   if len({m['seed'] for m in members}) > 1:

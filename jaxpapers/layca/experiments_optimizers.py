@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxpapers.layca import bases, transform, trees
+from jaxpapers.layca import bases, trees, wrappers
 
 BASES = ('sgd', 'amom_sgd', 'rmsprop', 'adam', 'adagrad')
 _EPSILON = 1e-7  # Keras'
@@ -66,15 +66,10 @@ def make(
   base, momentum = options['base'], options.get('momentum', 0.0)
   nesterov = options.get('nesterov', False)
   if options.get('layca', False):
-    rotate = optax.chain(
+    return wrappers.with_layca(
       direction(base, momentum, nesterov),
-      transform.layca(learning_rate, multipliers=multipliers),
-    )
-    return optax.partition(
-      {'kernel': rotate, 'other': optax.set_to_zero()},
-      lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: 'kernel' if trees.is_kernel(path) else 'other', params
-      ),
+      learning_rate,
+      multipliers=multipliers,
     )
   steps = []
   if multipliers is not None:

@@ -114,7 +114,7 @@ def step_rotation(epochs: Any, tangents: Any, *, title: str = ''):
     median over a hundredth of the run, the shade behind it every step.
   """
   tangents = np.asarray(tangents)
-  figure, (ax,) = _axes(1, 1, width=6.4, height=3.8, left=0.85, right=0.75)
+  figure, (ax,) = _axes(1, 1, width=6.4, height=3.8, left=1.0, right=0.75)
   colormap = _colormap('viridis')
   layers = tangents.shape[1]
   block = max(1, len(tangents) // 100)
@@ -200,8 +200,9 @@ def learning_curves(
   Returns:
     A `matplotlib.figure.Figure`.
   """
+  longest = max(len(label) for label, _ in runs)
   figure, (left, right) = _axes(
-    2, 2, width=4.6, height=3.5, left=0.75, right=0.2, legend=0.25
+    2, 2, width=4.6, height=3.6, left=0.75, right=0.75 + 0.075 * longest
   )
   for index, (label, curves) in enumerate(runs):
     style = {
@@ -219,12 +220,14 @@ def learning_curves(
     ax.set_xlabel('epoch')
     ax.set_xlim(left=0)
   best = max(np.nanmax(100 * c['test_accuracy']) for _, c in runs)
-  lowest = min(np.nanmin(100 * c['test_accuracy'][-1:]) for _, c in runs)
+  lowest = min(100 * c['test_accuracy'][-1] for _, c in runs)
   # Where the runs end, not where they begin.
   span = max(best - lowest, 1.0)
-  right.set_ylim(lowest - 1.5 * span, best + 0.3 * span)
-  right.legend(frameon=False, fontsize=8, loc='lower right')
-  figure.suptitle(title, fontsize=11)
+  right.set_ylim(max(0, lowest - span), best + 0.1 * span)
+  right.legend(
+    frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5)
+  )
+  left.set_title(title, fontsize=11, loc='left')
   return figure
 
 
@@ -269,7 +272,8 @@ def accuracy_by_setting(
     other.set_ylabel(f'{reference[0]}: test accuracy in %', color='#777777')
   if logarithmic:
     ax.set_xscale('log', base=3)
-  ax.legend(handles, labels, frameon=False, fontsize=9)
+  if len(labels) > 1:
+    ax.legend(handles, labels, frameon=False, fontsize=9)
   return figure
 
 
@@ -297,7 +301,6 @@ def _axes(
   height: float,
   left: float = 0.65,
   right: float = 0.15,
-  legend: float = 0.0,
 ):
   """A figure with a grid of axes; sizes of a cell and margins in inches."""
   if count < 1:
@@ -305,18 +308,19 @@ def _axes(
   columns = min(columns, count)
   rows = -(-count // columns)
   total_width = left + columns * width + right
-  total_height = rows * height + 0.1 + legend
+  total_height = rows * height + 0.1
   figure = _figure(total_width, total_height)
+  gap = 0.1 if columns == 1 else 0.45 + 0.1 * (width > 4)
   axes = []
   for index in range(count):
     row, column = divmod(index, columns)
     x = left + column * width
-    y = total_height - legend - (row + 1) * height + 0.5
+    y = total_height - (row + 1) * height + 0.5
     ax = figure.add_axes(
       (
         x / total_width,
         y / total_height,
-        (width - 0.45 if columns > 1 else width - 0.1) / total_width,
+        (width - gap) / total_width,
         (height - 0.85) / total_height,
       )
     )

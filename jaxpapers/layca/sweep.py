@@ -205,7 +205,12 @@ def assign_members(state: Any, values: Mapping[str, np.ndarray]) -> Any:
         f'{name} has shape {new.shape} and in the state'
         f' {current[name].shape}: they are of different populations.'
       )
-    return jax.device_put(new, current[name].sharding)
+    sharding = current[name].sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+      return jax.device_put(new, sharding)
+    # Not put anywhere in particular, like the rest of the state: an array that
+    # is bound to its device would make the second step compile anew.
+    return new
 
   if set(current) != set(values):
     raise ValueError(
