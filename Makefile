@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench build-file lock clean
+.PHONY: help demo test test-slow test-tpu lint format bench build-file lock clean
 
 help:
 	@echo 'make demo        design a structure, write picture and table to demo_output/'
 	@echo 'make test        run the test suite (without the tests marked slow)'
 	@echo 'make test-slow   run the tests marked slow'
+	@echo 'make test-tpu    compile training steps for TPUs (none is needed)'
 	@echo 'make lint        ruff, and whether BUILD fits the tree'
 	@echo 'make format      let ruff format all files'
 	@echo 'make bench       measure against peers, JSON to bench_output/'
@@ -42,6 +43,10 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist load -m slow
+
+# libtpu is a large download: it is in no other target.
+test-tpu: $(VENV)/installed-test $(VENV)/installed-tpu
+	$(BIN)/python -m pytest tests/training/aot_test.py
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -202,6 +202,8 @@ def _no_tpu_here() -> Iterator[None]:
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_WORKER_ID': '0',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    # Nobody else's TPU is taken: several compilations may run at once.
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
   before = {name: os.environ.get(name) for name in wanted}
   for name, value in wanted.items():

@@ -45,12 +45,15 @@ class ImportTimeTest(absltest.TestCase):
   def test_rooms_load_no_optional_library(self):
     # Seconds of import that only some functions of a room need.
     optional = {
+      'grain',
       'jax_md',
       'matplotlib',
       'nlopt',
+      'orbax',
       'PIL',
       'skimage',
       'sksparse',
+      'tensorboardX',
       'tokenizers',
       'torch',
       'tensorflow',

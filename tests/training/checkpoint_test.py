@@ -78,7 +78,7 @@ class CheckpointTest(parameterized.TestCase):
             lambda x: jnp.zeros((*x.shape, 2)), self.state().params
           )
         ),
-        r'params/Dense_0/bias is \(16,\) there and \(16, 2\) here',
+        r'params/BatchNorm_0/bias is \(16,\) there and \(16, 2\) here',
       ),
     )
     for like, words in cases:

@@ -71,7 +71,7 @@ class RulesTest(parameterized.TestCase):
   def test_axes_that_the_mesh_lacks(self):
     tree = {'a': np.ones((2, 4))}
     rules = [('a', PartitionSpec(('data', 'expert'), 'tensor'))]
-    self.assertEqual(self.specs(tree, rules)['a'], PartitionSpec('data', None))
+    self.assertEqual(self.specs(tree, rules)['a'], PartitionSpec('data'))
 
   def test_population_comes_first(self):
     tree = {'a': np.ones((3, 2, 4))}
