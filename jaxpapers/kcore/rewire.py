@@ -139,13 +139,12 @@ def switch_round(
     v: int32[m], second ends.
     flip: bool[m // 2], reads edge h + t as (v, u).
     num_nodes: N; ends of this number are padding, never switched.
-    table: int32[(N + 1)**2] scratch full of 2 m, from `scratch_table`. None
-      sorts.
+    table: scratch from `scratch_table`; None sorts.
 
   Returns:
     u, v: the edges after the round, in the same places and orientations.
     legal: bool[m // 2], the switches that were made.
-    table: as it came.
+    table: to be handed to the next round.
 
   Example:
     >>> u, v = jnp.array([0, 2]), jnp.array([1, 3])
@@ -162,7 +161,7 @@ def switch_round(
   # Small numbers for the node pairs in play: of the m edges, then 2 h targets.
   left = jnp.concatenate([u, a, c])
   right = jnp.concatenate([v, d, b])
-  number, table = _number_pairs(left, right, num_nodes, table, 2 * m)
+  number, table = _number_pairs(left, right, num_nodes, table)
   target = number[m:].reshape(2, h)
 
   # The switch whose source a pair is; h for an edge without partner, which
@@ -198,24 +197,23 @@ def switch_round(
   return u, v, legal, table
 
 
-def scratch_table(num_nodes: int, num_edges: int) -> jax.Array | None:
+def scratch_table(num_nodes: int) -> jax.Array | None:
   """The scratch of `switch_round`, or None where sorting is the better way.
 
   Args:
     num_nodes: N.
-    num_edges: m.
 
   Returns:
-    int32[(N + 1)**2] full of 2 m, or None for N of 4096 or more.
+    int32[(N + 1)**2], or None for N of 4096 or more.
 
   Example:
-    >>> scratch_table(3, 2).shape, scratch_table(10_000, 2)
+    >>> scratch_table(3).shape, scratch_table(10_000)
     ((16,), None)
   """
   cells = (num_nodes + 1) ** 2
   if cells > _TABLE_CELLS:
     return None
-  return jnp.full(cells, 2 * num_edges, jnp.int32)
+  return jnp.zeros(cells, jnp.int32)
 
 
 def switch_rounds(
@@ -254,7 +252,7 @@ def switch_rounds(
     )
     return u, v, accepted + jnp.sum(legal, dtype=jnp.int32), table
 
-  state = (u, v, jnp.zeros((), jnp.int32), scratch_table(num_nodes, m))
+  state = (u, v, jnp.zeros((), jnp.int32), scratch_table(num_nodes))
   start = jnp.asarray(start, jnp.int32)
   stop = jnp.asarray(rounds, jnp.int32)
   return jax.lax.fori_loop(start, stop, body, state)[:3]
@@ -283,8 +281,8 @@ def _rewire(key, edges, num_nodes, rounds):
   return RewireResult(pairs, adj, accepted)
 
 
-def _number_pairs(left, right, num_nodes, table, limit):
-  """Numbers in 0..limit-1, equal for equal unordered pairs of nodes."""
+def _number_pairs(left, right, num_nodes, table):
+  """Numbers below left.size, equal for equal unordered pairs of nodes."""
   low, high = jnp.minimum(left, right), jnp.maximum(left, right)
   index = jnp.arange(left.size, dtype=jnp.int32)
   if table is None:
@@ -294,8 +292,9 @@ def _number_pairs(left, right, num_nodes, table, limit):
     rank = jnp.cumsum(new.astype(jnp.int32), dtype=jnp.int32)
     rank = jnp.concatenate([jnp.zeros(1, jnp.int32), rank])
     return jnp.zeros_like(rank).at[order].set(rank, unique_indices=True), None
-  # The number is the smallest index with that pair. The table is left as it was
-  # found, so that it is filled once and not once per round.
+  # The number is the index of one of the entries with that pair, no matter of
+  # which one. Cells of other pairs hold whatever earlier rounds left there: they
+  # are not read, so the table need not be cleared.
   code = low * (num_nodes + 1) + high
-  table = table.at[code].min(index)
-  return table[code], table.at[code].set(limit)
+  table = table.at[code].set(index)
+  return table[code], table
