@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from jaxpapers.layca import bases, rates
+from jaxpapers.layca import bases, checks, rates
 from jaxpapers.layca.wrappers import with_layca
 
 
@@ -34,6 +34,7 @@ def layca_sgd(
   Example:
     >>> tx = layca_sgd(3.0**-3, momentum=0.9)
   """
+  options = checks.keyword_options(options)
   learning_rate = rates.decayed(learning_rate, decay)
   # A traced momentum is used whatever its value.
   if isinstance(momentum, (int, float)) and momentum == 0:

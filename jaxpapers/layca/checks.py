@@ -17,6 +17,16 @@ SMALLEST_HALF_PRECISION_RATE = 3.0**-5
 _DRIFT = 1e-2
 
 
+def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
+  """Keyword arguments as they were given, whoever passed them on.
+
+  `optax.inject_hyperparams` passes the dictionary of a `**options` parameter
+  under that parameter's name.
+  """
+  given = dict(options)
+  return {**given.pop('options', {}), **given}
+
+
 def arguments(normalize: Any, target_norm: Any) -> Any:
   """Checks options of `layca`.
 

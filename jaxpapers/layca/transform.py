@@ -123,7 +123,8 @@ def layca(
     rate_in_direction: whether d contains the learning rate already, so that
       eps_abs is compared with ||t|| itself.
     compute_dtype: least precise type for the reductions and the step.
-    axis_name: mapped axes over which the leaves are split in shard_map.
+    axis_name: mapped axes over which the leaves are split in shard_map. init
+      may be called outside of the map, on whole parameters.
 
   Returns:
     The transform. Its state is a `LaycaState`.
@@ -166,7 +167,7 @@ def layca(
     leaves = [tree.leaves[i] for i in tree.present]
     over = tuple(_reduced(tree, i) for i in tree.present)
     dtypes = tuple(_work_dtype(leaf, compute_dtype) for leaf in leaves)
-    norms = _initial_norms(leaves, over, dtypes, axis_name)
+    norms = _initial_norms(leaves, over, dtypes, _bound(axis_name))
     for i, norm in zip(tree.present, norms, strict=True):
       checks.initial_norm(tree.names[i], norm)
     checks.half_precision(tree.names, tree.leaves, evaluate(tree, 0))
@@ -251,6 +252,7 @@ def hyperball(
   Example:
     >>> tx = optax.chain(optax.scale_by_adam(), hyperball(3.0**-5))
   """
+  options = checks.keyword_options(options)
   return layca(learning_rate, project=False, **options)
 
 
@@ -349,6 +351,16 @@ def _work_dtype(leaf, compute_dtype):
   # result_type accepts an array too, which optax.inject_hyperparams makes of
   # jnp.float32.
   return jnp.promote_types(jnp.result_type(compute_dtype), leaf.dtype)
+
+
+def _bound(axis_name):
+  """The mapped axes, or None outside of their map: leaves are whole there."""
+  if axis_name is not None:
+    try:
+      jax.lax.axis_index(axis_name)
+    except NameError:
+      return None
+  return axis_name
 
 
 def _initial_norms(leaves, over, dtypes, axis_name):

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 from absl import logging
 
-from jaxpapers.layca import rotation, trees
-from jaxpapers.layca.transform import layca
+from jaxpapers.layca import checks, rotation, trees
+from jaxpapers.layca.transform import LaycaState, layca
 
 # A base that adds noise to a gradient keeps its sign on the whole.
 _OPPOSED = -0.5
-_OFF_SPHERE = 1e-3
+# Rounding of norms, with 32 bits and with 16.
+_ROUNDING = {4: 1e-5, 2: 2e-2}
 
 
 def with_layca(
@@ -54,6 +55,7 @@ def with_layca(
     >>> tx = with_layca(optax.trace(0.9), 3.0**-3, others=optax.sgd(0.1))
     >>> state = tx.init(params)
   """
+  options = checks.keyword_options(options)
   _check_base(base)
   frozen = others is None or _is_zero(others)
   if others is None:
@@ -131,6 +133,17 @@ def check_chain(
   state = tx.init(start)
   if not rotation.find_states(state):
     raise ValueError('tx has no layca in it; expected an optimizer that has.')
+  # A norm that has to grow shows at once whether updates arrive as they are,
+  # however small the rate is.
+  state = jax.tree.map(
+    lambda s: (
+      s._replace(target_norm=jax.tree.map(lambda n: 2 * n, s.target_norm))
+      if isinstance(s, LaycaState)
+      else s
+    ),
+    state,
+    is_leaf=lambda s: isinstance(s, LaycaState),
+  )
   now, first = start, None
   for _ in range(2):
     updates, state = tx.update(gradient, state, now)
@@ -155,9 +168,9 @@ def _check_layers(rotated, start, first, now, gradient):
   for name, (w, one, two, g) in zip(trees.flatten(start)[0], flat, strict=True):
     if name not in rotated:
       continue
+    tolerance = _ROUNDING.get(w.dtype.itemsize, 1e-5)
     w, one, two, g = (np.asarray(x, np.float64) for x in (w, one, two, g))
-    # The first step may go to a norm that is given.
-    if abs(np.linalg.norm(two) / np.linalg.norm(one) - 1) > _OFF_SPHERE:
+    if abs(np.linalg.norm(two) / np.linalg.norm(one) - 1) > tolerance:
       raise ValueError(
         f'the norm of {name!r} changes from {np.linalg.norm(one):.6g} to'
         f' {np.linalg.norm(two):.6g} in a step; expected layca to be the last'
