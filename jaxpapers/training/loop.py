@@ -52,6 +52,10 @@ class Evaluation:
   at_start: bool = False
   at_end: bool = False
 
+  def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f'every is {self.every}; expected 1 or more.')
+
   def due(self, step: int, last: bool) -> bool:
     """Whether it runs after this step."""
     if last and self.at_end:
@@ -410,16 +414,16 @@ def _step_of(state: TrainState) -> int:
 def _any_finite(state: TrainState) -> bool:
   """Whether all parameters are finite, in a population those of any member."""
   axes = jnp.ndim(state.step)
-  return bool(jax.device_get(_members_finite(state.params, axes)).any())
+  return bool(jax.device_get(_any_member_finite(state.params, axes)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _members_finite(params, axes: int):
+def _any_member_finite(params, axes: int):
   finite = jnp.ones((1,) * axes, bool)
   for leaf in jax.tree.leaves(params):
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
       finite &= jnp.isfinite(leaf).all(tuple(range(axes, leaf.ndim)))
-  return finite
+  return finite.any()
 
 
 def _means(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:

@@ -320,6 +320,10 @@ class LoopTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'{name} is -1'):
       training.fit(None, None, [], **options)
 
+  def test_evaluation_never(self):
+    with self.assertRaisesRegex(ValueError, 'every is 0'):
+      training.Evaluation('x', dict, every=0)
+
   def test_without_a_folder_nothing_is_written(self):
     before = set(os.listdir('.'))
     result = toy.run(None, 5, console=False)
