@@ -321,7 +321,9 @@ def base_config(task_name: str, optimizer: str) -> ml_collections.ConfigDict:
   config.train_examples = 0
   config.validation = task.validation
   config.augment = task.augment
-  config.model = ml_collections.ConfigDict(dict(task.model))
+  config.model = ml_collections.ConfigDict(
+    {**_model_defaults(task.model['name']), **task.model}
+  )
   config.batch_size = task.batch_size
   config.last_batch = task.last_batch
   config.epochs = setting.pop('epochs')
@@ -348,6 +350,15 @@ def base_config(task_name: str, optimizer: str) -> ml_collections.ConfigDict:
   config.members_at_once = 0
   config.bfloat16 = False
   return config
+
+
+def _model_defaults(name: str) -> dict[str, Any]:
+  """The numbers that shape a network: a config can only change what it has."""
+  return {
+    field.name: field.default
+    for field in dataclasses.fields(MODELS[name])
+    if isinstance(field.default, (int, float, tuple))
+  }
 
 
 def comparison(
