@@ -129,8 +129,8 @@ def shell_occupancy(coreness: Any, k_max: int | None = None) -> jax.Array:
   """
   if np.ndim(coreness) != 1:
     raise ValueError(
-      f'coreness has shape {np.shape(coreness)}; expected [N]. Use jax.vmap for '
-      'a batch.'
+      f'coreness has shape {np.shape(coreness)}; expected [N]. Use jax.vmap '
+      'for a batch.'
     )
   known = not graphs.is_traced(coreness)
   if k_max is None:

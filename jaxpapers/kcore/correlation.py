@@ -82,8 +82,8 @@ def correlation_matrix(series: Any, *, device: bool = False) -> Any:
     )
   if dropped:
     warnings.warn(
-      f'series: dropped {dropped} of {len(kept)} rows that are constant or hold '
-      'NaN or infinities. usable_series(series) says which.',
+      f'series: dropped {dropped} of {len(kept)} rows that are constant or '
+      'hold NaN or infinities. usable_series(series) says which.',
       stacklevel=2,
     )
   if device:

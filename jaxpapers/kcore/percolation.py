@@ -85,7 +85,9 @@ def giant_at(curve: Percolation, level: Any) -> jax.Array:
     [1, 2, 3]
   """
   # Number of tree edges that are there at this threshold.
-  count = jnp.searchsorted(-jnp.asarray(curve.level), -jnp.asarray(level), 'right')
+  count = jnp.searchsorted(
+    -jnp.asarray(curve.level), -jnp.asarray(level), 'right'
+  )
   sizes = jnp.concatenate([jnp.ones(1, jnp.int32), curve.giant])
   return sizes[count]
 
@@ -165,8 +167,8 @@ def check_module(module: Any, num_nodes: int, num_modules: int) -> None:
     raise ValueError(f'num_modules is {num_modules}; expected 1 or more.')
   if np.shape(module) != (num_nodes,):
     raise ValueError(
-      f'module has shape {np.shape(module)}; expected ({num_nodes},), one label '
-      'per node. Were nodes dropped from the series only?'
+      f'module has shape {np.shape(module)}; expected ({num_nodes},), one '
+      'label per node. Were nodes dropped from the series only?'
     )
   if graphs.is_traced(module):
     return

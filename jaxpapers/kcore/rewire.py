@@ -168,9 +168,7 @@ def switch_round(
   # nobody can free; -1 for no edge.
   switch = jnp.arange(h, dtype=jnp.int32)
   owner = jnp.full(2 * m, -1, jnp.int32)
-  sources = jnp.concatenate(
-    [switch, switch, jnp.full(m - 2 * h, h, jnp.int32)]
-  )
+  sources = jnp.concatenate([switch, switch, jnp.full(m - 2 * h, h, jnp.int32)])
   owner = owner.at[number[:m]].set(sources)[target]
   unowned = owner < 0
   earlier = ~unowned & (owner < switch)
@@ -217,7 +215,11 @@ def scratch_table(num_nodes: int) -> jax.Array | None:
 
 
 def switch_rounds(
-  key: jax.Array, u: jax.Array, v: jax.Array, num_nodes: int, rounds: Any,
+  key: jax.Array,
+  u: jax.Array,
+  v: jax.Array,
+  num_nodes: int,
+  rounds: Any,
   start: Any = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Rounds start..rounds-1 of the chain of a key. For use inside jit.
@@ -293,8 +295,8 @@ def _number_pairs(left, right, num_nodes, table):
     rank = jnp.concatenate([jnp.zeros(1, jnp.int32), rank])
     return jnp.zeros_like(rank).at[order].set(rank, unique_indices=True), None
   # The number is the index of one of the entries with that pair, no matter of
-  # which one. Cells of other pairs hold whatever earlier rounds left there: they
-  # are not read, so the table need not be cleared.
+  # which one. Cells of other pairs hold what earlier rounds left there. They are
+  # not read, so the table need not be cleared.
   code = low * (num_nodes + 1) + high
   table = table.at[code].set(index)
   return table[code], table

@@ -35,8 +35,8 @@ def s_core_mask(weights: Any, s: Any) -> jax.Array:
   graphs.check_adjacency(weights, 'weights')
   if not graphs.is_traced(weights) and np.min(weights, initial=0) < 0:
     raise ValueError(
-      f'weights has a negative entry, {np.min(weights)}; pruning has one result '
-      'only if removing a node never strengthens another.'
+      f'weights has a negative entry, {np.min(weights)}; pruning has one '
+      'result only if removing a node never strengthens another.'
     )
   if not graphs.is_traced(s) and np.isnan(s):
     raise ValueError('s is NaN; expected a threshold of the strength.')
