@@ -165,7 +165,7 @@ TASKS = {
     batch_size=125,
     last_batch=False,
     validation=0.0,
-    l2=1e-4,
+    l2=1e-3,
   ),
 }
 PAPER_TASKS = ('C10-CNN1', 'C100-resnet', 'tiny-CNN', 'C10-CNN2', 'C100-WRN')
