@@ -90,12 +90,13 @@ def _summary(times, against=()):
   return out
 
 
-def _stepper(tx, gradients):
+def _stepper(tx, params, gradients):
   """A call that makes one donated update, keeping its parameters."""
   import jax
+  import jax.numpy as jnp
   import optax
 
-  params = _tree(0)
+  params = jax.tree.map(jnp.copy, params)
   held = [params, tx.init(params)]
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -126,7 +127,9 @@ def _update():
     'hyperball': layca.hyperball(_RATE),
     'adam_layca': optax.chain(optax.scale_by_adam(), layca.layca(_RATE)),
   }
-  calls = {name: _stepper(tx, gradients) for name, tx in optimizers.items()}
+  calls = {
+    name: _stepper(tx, _tree(0), gradients) for name, tx in optimizers.items()
+  }
   times = _alternate(calls, _REPEATS.value)
   pairs = [
     ('layca', 'fromage'),
@@ -283,12 +286,12 @@ def _wide_resnet():
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return entropy.mean()
 
-  def stepper(tx, slope):
+  def stepper(tx):
     held = [variables['params'], tx.init(variables['params'])]
 
     @jax.jit
     def step(params, state):
-      updates, state = tx.update(slope(params), state, params)
+      updates, state = tx.update(jax.grad(loss)(params), state, params)
       return optax.apply_updates(params, updates), state
 
     def call():
@@ -298,17 +301,16 @@ def _wide_resnet():
     return call
 
   optimizers = {'sgd': optax.sgd(_RATE), 'layca': layca.layca_sgd(_RATE)}
-  steps = _alternate(
-    {n: stepper(tx, jax.grad(loss)) for n, tx in optimizers.items()}, 5
-  )
   # A full step varies by more than Layca costs: the updates alone, too.
+  gradients = jax.tree.map(jnp.sin, variables['params'])
   alone = _alternate(
     {
-      n: stepper(tx, lambda p: jax.tree.map(jnp.sin, p))
+      n: _stepper(tx, variables['params'], gradients)
       for n, tx in optimizers.items()
     },
-    5,
+    _REPEATS.value,
   )
+  steps = _alternate({n: stepper(tx) for n, tx in optimizers.items()}, 5)
   extra = statistics.median(alone['layca']) - statistics.median(alone['sgd'])
   base = statistics.median(steps['sgd'])
   leaves = jax.tree.leaves(variables['params'])

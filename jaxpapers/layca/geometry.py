@@ -79,6 +79,24 @@ def _scaled_pair(w, d, axes, axis_name):
   return Pair(a_norm * w_scale, b_norm * d_scale, cosine)
 
 
+@jax.custom_batching.custom_vmap
+def _for_all_members(condition: jax.Array) -> jax.Array:
+  """A condition; under vmap, whether it holds for all members.
+
+  `lax.cond` stays a branch under vmap if its predicate is the same for all. It
+  may be used where both branches are right.
+  """
+  return condition
+
+
+@_for_all_members.def_vmap
+def _(axis_size, in_batched, condition):
+  del axis_size
+  if in_batched[0]:
+    condition = jnp.all(condition, axis=0)
+  return _for_all_members(condition), False
+
+
 def measure(
   weights: Sequence[jax.Array],
   directions: Sequence[jax.Array],
@@ -90,8 +108,8 @@ def measure(
   Plain sums of squares are taken first. Only if one of them came near the ends
   of the range of its type (numbers of 1e-25 or 1e19 in float32, or a gradient
   that is exactly 0) a second look is taken, scaled by the largest magnitudes.
-  There is one such branch for all layers, since an accelerator waits for its
-  host at a branch; under vmap both sides are computed.
+  There is one such branch for all layers, and for all members under vmap, since
+  an accelerator waits for its host at a branch.
 
   Args:
     weights: arrays of any shape.
@@ -114,7 +132,7 @@ def measure(
     # Squares that fell below `tiny` may add up to this share of the sum.
     low = float(info.tiny) * max(w.size, 1) / float(info.eps)
     high = float(info.max) / 16
-    for total in (ww, dd):
+    for total in jax.lax.stop_gradient((ww, dd)):
       safe.append(jnp.all((total > low) & (total < high)))
 
   def from_plain():
@@ -130,7 +148,8 @@ def measure(
       for w, d, over in zip(weights, directions, axes, strict=True)
     ]
 
-  return jax.lax.cond(jnp.all(jnp.stack(safe)), from_plain, from_scaled)
+  all_safe = _for_all_members(jnp.all(jnp.stack(safe)))
+  return jax.lax.cond(all_safe, from_plain, from_scaled)
 
 
 def unit(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
