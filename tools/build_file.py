@@ -23,10 +23,12 @@ DISTRIBUTIONS = {
   'PIL': 'pillow',
   'absl': 'absl_py',
   'mpl_toolkits': 'matplotlib',
+  'orbax': 'orbax_checkpoint',
   'skfem': 'scikit_fem',
   'skimage': 'scikit_image',
   'sklearn': 'scikit_learn',
   'sksparse': 'scikit_sparse',
+  'tensorboardX': 'tensorboardx',
   'yaml': 'pyyaml',
 }
 

@@ -152,8 +152,10 @@ class NamesTest(parameterized.TestCase):
     self.assertEqual(cli.paper_of(script), paper)
 
   def test_scripts_of_this_checkout_are_described(self):
+    shared = {'compile_for_tpu'}  # Serves the scripts of all papers.
     for name, line in cli.list_scripts(ROOT / 'scripts').items():
-      self.assertIsNotNone(cli.paper_of(name), f'{name} names no paper')
+      if name not in shared:
+        self.assertIsNotNone(cli.paper_of(name), f'{name} names no paper')
       self.assertNotEmpty(line, f'{name} has no docstring')
 
 
