@@ -24,6 +24,7 @@ from jaxpapers.layca import (
   augmentation,
   experiments,
   experiments_data,
+  experiments_optimizers,
   multipliers,
   rotation,
   sweep,
@@ -119,14 +120,7 @@ def make_problem(
 
 
 def _make_problem(config, examples, members, optimizer):
-  for name in ('epochs', 'batch_size', 'evaluate_every'):
-    if config[name] < 1:
-      raise ValueError(f'{name} is {config[name]}; expected 1 or more.')
-  if config.dataset not in experiments_data.NOMINAL:
-    raise ValueError(
-      f'dataset is {config.dataset!r}; expected one of'
-      f' {list(experiments_data.NOMINAL)}.'
-    )
+  _check(config)
   if examples is None:
     examples = experiments_data.NOMINAL[config.dataset][0]
     examples = config.train_examples or examples
@@ -174,6 +168,34 @@ def _make_problem(config, examples, members, optimizer):
   return Problem(
     model, init, layer_order, members, values, steps_per_epoch, job
   )
+
+
+def _check(config) -> None:
+  """Raises ValueError for fields that make no sense, without using JAX."""
+  for name in ('epochs', 'batch_size', 'evaluate_every'):
+    if config[name] < 1:
+      raise ValueError(f'{name} is {config[name]}; expected 1 or more.')
+  if config.dataset not in experiments_data.NOMINAL:
+    raise ValueError(
+      f'dataset is {config.dataset!r}; expected one of'
+      f' {list(experiments_data.NOMINAL)}.'
+    )
+  if config.factor <= 0 or config.l2 < 0 or config.warmup_epochs < 0:
+    raise ValueError(
+      f'factor is {config.factor}, l2 {config.l2} and warmup_epochs'
+      f' {config.warmup_epochs}; expected a positive factor and no negative'
+      ' numbers.'
+    )
+  members = all_members(config)
+  sweep.hyperparameters(
+    members, ['any'], member_drops(config, members), config.factor
+  )
+  experiments.make_model(config.model.to_dict())
+  options = config.optimizer
+  if options.base != 'normalized_sgd':
+    experiments_optimizers.direction(
+      options.base, options.momentum, options.nesterov
+    )
 
 
 def all_members(config: Any) -> list[dict[str, Any]]:
@@ -225,11 +247,21 @@ def with_setting(config: Any, name: str) -> Any:
 
 
 def load_data(config: Any) -> experiments_data.Splits:
-  """Reads the data of a config.
+  """Checks a config and reads its data; uses nothing of JAX.
+
+  It comes before `start`, so that a command that cannot work leaves no folder
+  behind.
 
   Raises:
-    UsageError: If they are not there, saying what to put where.
+    UsageError: If a field does not fit, or the data are not there, saying what
+      to put where.
   """
+  try:
+    names = config.get('settings', ())
+    for part in [with_setting(config, n) for n in names] or [config]:
+      _check(part)
+  except ValueError as error:
+    raise _command_line.UsageError(f'--config: {error}') from error
   folder = config.data_dir
   if not folder:
     root = os.environ.get('JAXPAPERS_DATA', '')

@@ -55,9 +55,10 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 
 def main() -> int:
   """Trains, and draws."""
+  config = _training_command_line.read_config()
+  names = _names(config)
+  splits = _layca_training.load_data(config)
   run = _training_command_line.start()
-  names = _names(run.config)
-  splits = _layca_training.load_data(run.config)
   curves = {}
   try:
     for name in names:

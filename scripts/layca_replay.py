@@ -53,25 +53,26 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 
 def main() -> int:
   """Trains three times, and draws."""
-  run = _training_command_line.start()
-  config = run.config
-  splits = _layca_training.load_data(config)
+  config = _training_command_line.read_config()
   for name in (config.recorded, config.replayed):
     if name not in config.settings:
       raise _command_line.UsageError(
         f'--config.settings has no {name!r}; expected the recorded and the'
         f' replayed one among {", ".join(config.settings)}'
       )
-  curves = {}
-
-  def train(name, label, **options):
-    _training_command_line.say(f'\n{label}')
     own = _layca_training.with_setting(config, name)
     if len(_layca_training.all_members(own)) > 1:
       raise _command_line.UsageError(
         f'--config.settings.{name} has several members; expected one learning'
         ' rate, alpha and seed'
       )
+  splits = _layca_training.load_data(config)
+  run = _training_command_line.start()
+  curves = {}
+
+  def train(name, label, **options):
+    _training_command_line.say(f'\n{label}')
+    own = _layca_training.with_setting(config, name)
     curves[label] = _layca_training.train_members(
       run, own, run.workdir / label, splits, **options
     )

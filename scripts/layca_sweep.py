@@ -67,9 +67,9 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 
 def main() -> int:
   """Trains, and draws."""
-  run = _training_command_line.start()
   paper = _read_paper(_PAPER.value)
-  splits = _layca_training.load_data(run.config)
+  splits = _layca_training.load_data(_training_command_line.read_config())
+  run = _training_command_line.start()
   try:
     curves = _layca_training.train_members(run, run.config, run.workdir, splits)
   except _layca_training.Interrupted as stop:

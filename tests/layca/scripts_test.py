@@ -275,7 +275,7 @@ class ScriptsTest(parameterized.TestCase):
     for name, flags, words in (
       (
         'layca_mnist',
-        [f'--config.data_dir={self.folder}/none'],
+        [f'--config.data_dir={self.folder}/none', '--config.train_examples=0'],
         ('--config.data_dir', 'MNIST', 'train-images'),
       ),
       ('layca_mnist', ['--config.epochs=0'], ('epochs is 0', '1 or more')),
@@ -284,13 +284,18 @@ class ScriptsTest(parameterized.TestCase):
       ('layca_sweep', ['--config.dataset=svhn'], ('svhn', 'cifar10')),
       ('layca_compare', ["--config.only=('lion',)"], ('lion', 'sgd_layca')),
       ('layca_replay', ['--config.recorded=lion'], ('lion', 'adam')),
+      (
+        'layca_replay',
+        ['--config.settings.adam.learning_rates=(0.1, 0.2)'],
+        ('settings.adam has several members',),
+      ),
+      ('layca_sweep', ["--config.optimizer.base='lion'"], ('lion', 'adagrad')),
     ):
       workdir = self.folder / 'errors'
       defaults = [f'--config.data_dir={self.data}', f'--workdir={workdir}']
       done = scripts.run(name, *defaults, '--compilation_cache=', *flags)
       scripts.assert_usage_error(self, done, *words)
-      for path in workdir.glob('*'):
-        path.unlink()
+      self.assertFalse(workdir.exists())  # The next command begins afresh.
 
   @parameterized.parameters(
     'layca_mnist', 'layca_sweep', 'layca_compare', 'layca_replay'
