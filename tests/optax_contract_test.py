@@ -10,14 +10,54 @@ import functools
 import json
 from collections.abc import Callable
 
+import jax
 import optax
 from absl.testing import absltest, parameterized
 
+from jaxpapers import layca
 from tests.helpers import broken_transforms, devices, optax_contract
+
+
+def on_kernels(alias, **options):
+  """An optimizer of Layca that trains what is no kernel by plain descent."""
+  return lambda learning_rate: alias(
+    learning_rate, others=optax.sgd(learning_rate), **options
+  )
+
+
+def masked_layca(**options):
+  """Layca by itself, on what optax.masked shows it."""
+
+  def is_kernel(tree):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: layca.is_kernel(path), tree
+    )
+
+  return lambda learning_rate: optax.masked(
+    layca.layca(learning_rate, **options), is_kernel
+  )
+
 
 # name -> factory(learning_rate) -> optax.GradientTransformation.
 # Transforms of jaxpapers first, then controls from optax.
 REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'layca_masked': masked_layca(),
+  'layca_current_norm': masked_layca(target_norm='current'),
+  'layca_running_norm': masked_layca(
+    normalize=('ema', 0.9), layer_axes=layca.per_neuron()
+  ),
+  'layca_hyperball': masked_layca(project=False),
+  'layca_sgd': on_kernels(layca.layca_sgd, momentum=0.9),
+  'layca_sgd_keras': on_kernels(
+    layca.layca_sgd, momentum=0.9, nesterov=True, lr_in_momentum=True
+  ),
+  'layca_adam_keras': on_kernels(layca.layca_adam, keras_eps=True),
+  'layca_amom_sgd': on_kernels(layca.layca_amom_sgd, nesterov=True),
+  'layca_adagrad_keras': on_kernels(layca.layca_adagrad, keras_eps=True),
+  'layca_normalized_sgd': layca.normalized_sgd,
+  'layca_tracked': lambda learning_rate: optax.chain(
+    optax.sgd(learning_rate), layca.track_layer_rotation()
+  ),
   'optax_sgd_momentum': functools.partial(optax.sgd, momentum=0.875),
   'optax_adam': optax.adam,
   'optax_clip_then_sgd': lambda learning_rate: optax.chain(
