@@ -60,6 +60,66 @@ def use_compilation_cache(folder: str) -> None:
     jax.config.update('jax_compilation_cache_dir', folder)
 
 
+def define_machine_flags() -> None:
+  """Defines the flags that say where a program runs, not what it does."""
+  flags.DEFINE_string(
+    'compilation_cache',
+    'default',
+    'Where JAX keeps compiled programs between runs: a folder, "default"'
+    " (JAX_COMPILATION_CACHE_DIR or the user's cache folder) or empty for"
+    ' nowhere.',
+  )
+  flags.DEFINE_bool(
+    'distributed', False, 'Join the processes of this cluster, found by JAX.'
+  )
+  flags.DEFINE_string(
+    'coordinator_address',
+    None,
+    'host:port of process 0, where JAX cannot find it. JAX_COORDINATOR_ADDRESS'
+    ' in the environment does the same.',
+  )
+  flags.DEFINE_integer(
+    'num_processes', None, 'How many processes there are.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+  )
+
+
+def cluster_is_given() -> bool:
+  """Whether a flag says that this process is one of several."""
+  values = flags.FLAGS
+  given = (values.coordinator_address, values.num_processes, values.process_id)
+  return values.distributed or any(value is not None for value in given)
+
+
+def join_processes(shutdown_timeout_seconds: int = 300) -> bool:
+  """Starts jax.distributed if flags or environment ask for it.
+
+  Args:
+    shutdown_timeout_seconds: How long a process that ends waits for the others.
+
+  Returns:
+    Whether the process is one of several now.
+
+  Raises:
+    UsageError: If the flags do not fit.
+  """
+  from jaxpapers import training
+
+  values = flags.FLAGS
+  try:
+    return training.initialize_distributed(
+      values.coordinator_address,
+      values.num_processes,
+      values.process_id,
+      auto=values.distributed,
+      shutdown_timeout_seconds=shutdown_timeout_seconds,
+    )
+  except ValueError as error:
+    raise UsageError(str(error)) from error
+
+
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     rest = flags.FLAGS(argv)[1:]

@@ -58,28 +58,7 @@ def define_flags(default_config: str, default_workdir: str) -> None:
     'Mesh axes and their sizes over all devices, as data:-1 or'
     ' data:4,model:2; one size may be -1.',
   )
-  flags.DEFINE_string(
-    'compilation_cache',
-    'default',
-    'Where JAX keeps compiled programs between runs: a folder, "default"'
-    " (JAX_COMPILATION_CACHE_DIR or the user's cache folder) or empty for"
-    ' nowhere.',
-  )
-  flags.DEFINE_bool(
-    'distributed', False, 'Join the processes of this cluster, found by JAX.'
-  )
-  flags.DEFINE_string(
-    'coordinator_address',
-    None,
-    'host:port of process 0, where JAX cannot find it. JAX_COORDINATOR_ADDRESS'
-    ' in the environment does the same.',
-  )
-  flags.DEFINE_integer(
-    'num_processes', None, 'How many processes there are.', lower_bound=1
-  )
-  flags.DEFINE_integer(
-    'process_id', None, 'Which of them this is, from 0.', lower_bound=0
-  )
+  _command_line.define_machine_flags()
   flags.DEFINE_bool('quiet', False, 'No progress bar and no lines of numbers.')
 
 
@@ -124,13 +103,8 @@ def start() -> Run:
   values = flags.FLAGS
   config = _config()
   _command_line.use_compilation_cache(values.compilation_cache)
+  _command_line.join_processes()
   try:
-    training.initialize_distributed(
-      values.coordinator_address,
-      values.num_processes,
-      values.process_id,
-      auto=values.distributed,
-    )
     mesh = training.make_mesh(values.mesh)
   except ValueError as error:
     raise _command_line.UsageError(str(error)) from error

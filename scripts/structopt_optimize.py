@@ -35,7 +35,6 @@ with the results.
 
 import ast
 import contextlib
-import os
 import re
 import sys
 import time
@@ -137,28 +136,7 @@ _OVERWRITE = flags.DEFINE_bool(
 _DEMO = flags.DEFINE_bool(
   'demo', False, 'Design a bridge by four methods and draw them side by side.'
 )
-_COMPILATION_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  'default',
-  'Where JAX keeps compiled programs between runs: a folder, "default"'
-  " (JAX_COMPILATION_CACHE_DIR or the user's cache folder) or empty for"
-  ' nowhere.',
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'Join the processes of this cluster, found by JAX.'
-)
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator_address',
-  None,
-  'host:port of process 0, where JAX cannot find it. JAX_COORDINATOR_ADDRESS'
-  ' in the environment does the same.',
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes there are.', lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
-)
+_command_line.define_machine_flags()
 
 
 def main() -> int:
@@ -178,7 +156,7 @@ def main() -> int:
   keys = runs.plan(
     names, _METHODS.value, _NUM_SEEDS.value, _BASELINE_SEEDS.value
   )
-  _command_line.use_compilation_cache(_COMPILATION_CACHE.value)
+  _command_line.use_compilation_cache(flags.FLAGS.compilation_cache)
   shared = _join_processes()
   index = jax.process_index() if shared else 0
   mine = runs.share(keys, index, jax.process_count()) if shared else keys
@@ -348,31 +326,10 @@ def _check_methods(names, settings: sweep.Settings) -> None:
 
 def _join_processes() -> bool:
   """Starts jax.distributed if flags or environment ask for it."""
-  given = [_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value]
-  some = any(value is not None for value in given)
-  if some and _DEMO.value:
+  if _DEMO.value and _command_line.cluster_is_given():
     raise _command_line.UsageError('--demo runs in one process.')
-  if _NUM_PROCESSES.value is not None and _PROCESS_ID.value is not None:
-    if _PROCESS_ID.value >= _NUM_PROCESSES.value:
-      raise _command_line.UsageError(
-        f'--process_id={_PROCESS_ID.value} must be less than'
-        f' --num_processes={_NUM_PROCESSES.value}.'
-      )
-  if not (
-    some or _DISTRIBUTED.value or os.environ.get('JAX_COORDINATOR_ADDRESS')
-  ):
-    return False
-  try:
-    jax.distributed.initialize(
-      *given,
-      # Whoever is ready early waits for the others' last runs.
-      shutdown_timeout_seconds=30 * 24 * 3600,
-    )
-  except ValueError as error:
-    raise _command_line.UsageError(
-      f'{error} Give --coordinator_address, --num_processes and --process_id'
-    ) from error
-  return True
+  # Whoever is ready early waits for the others' last runs.
+  return _command_line.join_processes(30 * 24 * 3600)
 
 
 class _Speaker:
