@@ -180,11 +180,10 @@ ADAPTIVE = {
   'C10-CNN1-fast': 'rmsprop',
   'mnist-small': 'adam',
 }
-# What replays its rotations in E8.
+# What replays its rotations in E8; Adam's, a base that averages gradients too.
 REPLAY_BASE = {
-  **dict.fromkeys(ADAPTIVE, 'sgd'),
-  'C100-resnet': 'amom_sgd',
-  'C100-WRN': 'amom_sgd',
+  task: 'amom_sgd' if method.startswith('adam') else 'sgd'
+  for task, method in ADAPTIVE.items()
 }
 
 # (optimizer, task) -> best initial learning rate. Layca's are the same on
