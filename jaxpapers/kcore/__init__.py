@@ -3,6 +3,7 @@
 Arese Lucini, Del Ferraro, Sigman and Makse (2019), arXiv:1903.09630.
 """
 
+from jaxpapers.kcore.clusters import spatial_clusters
 from jaxpapers.kcore.collapse import (
   CollapseParams,
   collapse_curve,
@@ -23,6 +24,26 @@ from jaxpapers.kcore.correlation import (
   usable_series,
 )
 from jaxpapers.kcore.edges import Edges, adjacency_matrix, edge_list
+from jaxpapers.kcore.glm import (
+  active_voxels,
+  canonical_hrf,
+  consensus_map,
+  design_matrix,
+  event_boxcar,
+  glm_tmap,
+  nuisance_columns,
+  pooled_design,
+  residual_series,
+)
+from jaxpapers.kcore.io import (
+  BidsRun,
+  Bold,
+  Events,
+  find_bids_runs,
+  load_bold,
+  read_events,
+  read_labels,
+)
 from jaxpapers.kcore.network import (
   Network,
   functional_network,
@@ -50,27 +71,52 @@ from jaxpapers.kcore.percolation import (
 )
 from jaxpapers.kcore.rewire import RewireResult, rewire
 from jaxpapers.kcore.score import s_core_mask
+from jaxpapers.kcore.statistics import (
+  ClusterTest,
+  HypergeomTest,
+  cluster_frequency,
+  core_overlap,
+  shell_thirds,
+  u_shape_index,
+)
+from jaxpapers.kcore.synthetic import Region, SynthBold, synth_bold
 
 __all__ = [
+  'active_voxels',
   'adjacency_matrix',
+  'BidsRun',
+  'Bold',
+  'canonical_hrf',
+  'cluster_frequency',
+  'ClusterTest',
   'collapse_curve',
   'collapse_rhs',
   'CollapseParams',
+  'consensus_map',
+  'core_overlap',
   'coreness',
   'correlation_matrix',
   'critical_coupling',
   'degeneracy_bound',
+  'design_matrix',
   'edge_list',
   'Edges',
+  'event_boxcar',
+  'Events',
+  'find_bids_runs',
   'fully_active',
   'functional_network',
   'giant_at',
+  'glm_tmap',
+  'HypergeomTest',
   'k_core_mask',
+  'load_bold',
   'load_null_state',
   'Mixing',
   'module_link_counts',
   'module_merge_thresholds',
   'Network',
+  'nuisance_columns',
   'null_chunks',
   'null_coreness',
   'null_mixing',
@@ -78,14 +124,24 @@ __all__ = [
   'NullSummary',
   'Percolation',
   'percolation_curve',
+  'pooled_design',
   'quantize_levels',
+  'read_events',
+  'read_labels',
+  'Region',
+  'residual_series',
   'rewire',
   'RewireResult',
   's_core_mask',
   'save_null_state',
   'shell_occupancy',
+  'shell_thirds',
+  'spatial_clusters',
   'steady_state',
   'summarize',
+  'synth_bold',
+  'SynthBold',
+  'u_shape_index',
   'UnderMixedWarning',
   'usable_series',
 ]

@@ -295,8 +295,8 @@ def _number_pairs(left, right, num_nodes, table):
     rank = jnp.concatenate([jnp.zeros(1, jnp.int32), rank])
     return jnp.zeros_like(rank).at[order].set(rank, unique_indices=True), None
   # The number is the index of one of the entries with that pair, no matter of
-  # which one. Cells of other pairs hold what earlier rounds left there. They are
-  # not read, so the table need not be cleared.
+  # which one. Cells of other pairs hold what earlier rounds left there; nobody
+  # reads them, so the table need not be cleared.
   code = low * (num_nodes + 1) + high
   table = table.at[code].set(index)
   return table[code], table

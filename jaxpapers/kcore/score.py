@@ -39,7 +39,7 @@ def s_core_mask(weights: Any, s: Any) -> jax.Array:
       'result only if removing a node never strengthens another.'
     )
   if not graphs.is_traced(s) and np.isnan(s):
-    raise ValueError('s is NaN; expected a threshold of the strength.')
+    raise ValueError('s is nan; expected a threshold of the strength.')
   weights = jnp.asarray(weights)
   if weights.dtype == bool:
     weights = weights.astype(jnp.int32)
