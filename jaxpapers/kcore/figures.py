@@ -269,21 +269,22 @@ def nested(result: pipeline.NetworkResult) -> list[int]:
   return sorted({k for k in (1, 5, 10) if k < k_max} | ({k_max} - {0}))
 
 
-def null_band(result: pipeline.NetworkResult, nulls: Any) -> Any:
+def null_band(occupancy: np.ndarray, nulls: Any) -> Any:
   """Occupancy of the shells, against the random networks of equal degrees.
 
   Args:
-    result: the real network.
+    occupancy: [k_max + 1], nodes in each shell of the real network.
     nulls: `NullSummary`.
 
   Returns:
     The figure.
 
   Example:
-    >>> figure = null_band(result, analysis.nulls[0])  # doctest: +SKIP
+    >>> figure = null_band(occupancy, nulls)  # doctest: +SKIP
   """
   figure, (left, right) = new_figure(10.0, 4.0, ncols=2, width_ratios=(3, 2))
-  last = max(result.k_max, int(nulls.k_max.max(initial=0)))
+  k_max = len(occupancy) - 1
+  last = max(k_max, int(nulls.k_max.max(initial=0)))
   k = np.arange(1, last + 1)
   mean, std = (_padded(x, last)[1:] for x in (nulls.occ_mean, nulls.occ_std))
   left.fill_between(
@@ -298,7 +299,7 @@ def null_band(result: pipeline.NetworkResult, nulls: Any) -> Any:
   left.plot(k, mean, color=COLOURS[0], lw=1.4)
   left.plot(
     k,
-    _padded(result.occupancy, last)[1:],
+    _padded(occupancy, last)[1:],
     'o-',
     color=INK,
     ms=3,
@@ -312,11 +313,11 @@ def null_band(result: pipeline.NetworkResult, nulls: Any) -> Any:
   right.bar(
     values, counts / counts.sum(), width=0.9, color=COLOURS[5], label='random'
   )
-  right.axvline(result.k_max, color=INK, lw=1.6)
+  right.axvline(k_max, color=INK, lw=1.6)
   right.text(
-    result.k_max,
+    k_max,
     1.0,
-    f'real {result.k_max} ',
+    f'real {k_max} ',
     transform=right.get_xaxis_transform(),
     ha='right',
     va='top',
@@ -325,8 +326,8 @@ def null_band(result: pipeline.NetworkResult, nulls: Any) -> Any:
   right.set_xlabel(r'$k_{max}$')
   right.set_ylabel('fraction of random networks')
   right.set_title(
-    f'z = {nulls.z_score(result.k_max):.1f},'
-    f' p = {nulls.p_value(result.k_max):.2g} ({len(nulls.k_max)} nulls)',
+    f'z = {nulls.z_score(k_max):.1f},'
+    f' p = {nulls.p_value(k_max):.2g} ({len(nulls.k_max)} nulls)',
     fontsize=9,
   )
   from matplotlib.ticker import MaxNLocator

@@ -223,7 +223,7 @@ def analyze(
   sweep = table = None
   if options.max_couplings and shown.k_max:
     say('falling and rising coupling')
-    sweep = sweep_couplings(shown, options)
+    sweep = sweep_couplings(shown.edges, shown.coreness, options)
   if options.sensitivity and len(study.module_names) > 1:
     say('other choices on the way to the network')
     table = sensitivity.sensitivity_table(
@@ -301,7 +301,8 @@ def analyze_network(
 
 
 def sweep_couplings(
-  result: NetworkResult,
+  edges: Any,
+  coreness: Any,
   options: Options = Options(),  # noqa: B008
 ) -> Sweep:
   """Lets the coupling fall until activity collapses, then rise again.
@@ -310,31 +311,35 @@ def sweep_couplings(
   k_max + 1: in the middle between two cores.
 
   Args:
-    result: a network with links.
+    edges: int[m, 2] links of a network.
+    coreness: int[N].
     options: I, R, n, alpha and max_couplings.
 
   Returns:
     Numbers of active nodes.
 
   Raises:
-    ValueError: the network has no link, or parameters are out of range.
+    ValueError: `edges` is empty, or parameters are out of range.
 
   Example:
-    >>> corr = np.array([[1, 0.9, 0.5], [0.9, 1, 0.4], [0.5, 0.4, 1]])
-    >>> result = analyze_network(corr, np.array([0, 0, 1]))
-    >>> sweep_couplings(result).down.tolist()  # K is 1.5, then 0.5
+    >>> path = np.array([[0, 1], [1, 2]])
+    >>> sweep_couplings(path, [1, 1, 1]).down.tolist()  # K is 1.5, then 0.5
     [0, 3]
   """
-  if not len(result.edges):
-    raise ValueError('result: the network has no link.')
+  if not len(edges):
+    raise ValueError('edges is empty; without links nothing is active.')
+  k_max = int(np.max(coreness))
+  core_sizes = np.bincount(coreness)[::-1].cumsum()[::-1]
+  adj = np.zeros((len(coreness), len(coreness)))
+  adj[tuple(np.transpose(edges))] = 1.0
   critical = collapse.critical_coupling(
-    result.k_max, options.I, options.R, options.alpha
+    k_max, options.I, options.R, options.alpha
   )
-  k = np.arange(result.k_max + 1, 0, -1)
+  k = np.arange(k_max + 1, 0, -1)
   if len(k) > options.max_couplings:
     # About even in log J, and with the collapse itself.
-    some = np.geomspace(1, result.k_max + 1, max(options.max_couplings, 2))
-    k = np.unique(np.append(np.round(some), result.k_max))[::-1]
+    some = np.geomspace(1, k_max + 1, max(options.max_couplings, 2))
+    k = np.unique(np.append(np.round(some), k_max))[::-1]
   level = k - 0.5
   J = (options.alpha / options.R - options.I) / level
   params = collapse.CollapseParams(
@@ -343,7 +348,7 @@ def sweep_couplings(
     options.n,
     options.alpha,
     J[0],
-    result.network.adj.astype(np.float64),
+    adj + adj.T,
   )
   # Where the sigmoid is steep, float32 takes thousands of steps to settle.
   with jax.enable_x64(True):
@@ -356,7 +361,7 @@ def sweep_couplings(
     if down.any():
       back = collapse.collapse_curve(params, J[turn:], x0=states[turn])
       turned[turn:] = np.sum(np.asarray(back) > options.alpha, axis=1)
-  sizes = np.append(result.core_sizes, 0)
+  sizes = np.append(core_sizes, 0)
   return Sweep(
     J,
     level,

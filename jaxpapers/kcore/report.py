@@ -172,7 +172,7 @@ def draw(analysis: pipeline.Analysis) -> dict[str, Any]:
   drawn['core_sizes'] = figures.core_sizes(result)
   nulls = analysis.nulls.get(analysis.options.shown)
   if nulls is not None:
-    drawn['null'] = figures.null_band(result, nulls)
+    drawn['null'] = figures.null_band(result.occupancy, nulls)
   if analysis.frequency is not None:
     drawn['frequency'] = figures.cluster_frequency(
       analysis.frequency, names, len(analysis.results)

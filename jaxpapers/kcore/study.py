@@ -321,21 +321,27 @@ def _response(stimulus, run, tr):
 
 
 def _second_map(runs, designs, everything, tr, p, fraction):
-  """Active for the second state, the rest of the stimuli being modelled."""
-  wide, alone = [], []
+  """Active for the second state, the other stimuli being modelled beside it."""
+  second, beside = [], []
   for run, design in zip(runs, designs, strict=True):
-    other = np.zeros(run.series.shape[1]) if run.other is None else run.other
+    stimulus = np.asarray(run.stimulus, np.float64)
+    other = np.zeros_like(stimulus) if run.other is None else run.other
+    if np.shape(other) != stimulus.shape:
+      raise ValueError(
+        f'runs: {run.name} has stimuli of {stimulus.shape} and '
+        f'{np.shape(other)} entries; expected the same number.'
+      )
     response = _response(other, run, tr)
-    wide.append(np.column_stack([response, design[:, 1:]]))
-    # What is left of the first stimulus when the second is set apart: the same
-    # space, without a column that is zero where they are the same.
-    alone.append(design[:, 0])
+    second.append(np.column_stack([response, design[:, 1:]]))
+    beside.append(_response(np.where(other, 0.0, stimulus), run, tr))
   if fraction is None:
-    design = np.column_stack([glm.pooled_design(wide), np.concatenate(alone)])
-    return _active(everything, design, p)
+    # One response for all runs; a column of zeros does not hurt.
+    pooled = glm.pooled_design(second)
+    pooled = np.column_stack([pooled, np.concatenate(beside)])
+    return _active(everything, pooled, p)
   maps = [
     _active(run.series, np.column_stack([design, first]), p)
-    for run, design, first in zip(runs, wide, alone, strict=True)
+    for run, design, first in zip(runs, second, beside, strict=True)
     if np.any(design[:, 0])
   ]
   return np.asarray(glm.consensus_map(np.array(maps), fraction))
