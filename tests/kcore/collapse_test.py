@@ -39,6 +39,7 @@ class SteadyStateTest(parameterized.TestCase):
       still = jax.vmap(
         lambda x, j: kcore.collapse_rhs(0.0, x, params._replace(J=j))
       )(x, J)
+    x = np.asarray(x)
     np.testing.assert_allclose(x, expected, rtol=0, atol=1e-8)
     np.testing.assert_allclose(still, 0, atol=1e-12)
     for k in range(1, core.max() + 2):
@@ -121,7 +122,8 @@ class SteadyStateTest(parameterized.TestCase):
       low = kcore.steady_state(params, np.array([0.1, 0.1]))
       high = kcore.steady_state(params)
     np.testing.assert_allclose(low, 0.1, atol=1e-9)
-    np.testing.assert_allclose(high, 1.1, atol=1e-9)
+    # The sigmoid of slope 60 is 6e-6 below 1 there.
+    np.testing.assert_allclose(high, 1.1, atol=1e-5)
 
   def test_jit_and_vmap_over_matrices(self):
     batch = np.stack([samples.random_graph(s, n=20, p=0.3) for s in range(3)])
