@@ -48,7 +48,9 @@ Fields of a config (change one by --config.FIELD=VALUE):
                    layca (True or False), momentum, nesterov.
   learning_rates   Initial learning rates (rho(0) of the paper), and
   alphas           layer-wise multipliers, pairwise or one of either;
-  seeds            each pair is trained from each of these seeds.
+  seeds            each pair is trained from each of these seeds; (seed,) if
+                   empty.
+  seed             Of the order of the examples, and of the initial weights.
   drops, factor    Epochs at which the learning rates drop, and by what.
   warmup_epochs    Linear warmup from a tenth.
   l2, l2_exclude   Keras' L2 coefficient, and modules without it.
@@ -201,7 +203,7 @@ def _check(config) -> None:
 def all_members(config: Any) -> list[dict[str, Any]]:
   """The members of a config."""
   return sweep.grid(
-    config.learning_rates, config.alphas, config.get('seeds', (config.seed,))
+    config.learning_rates, config.alphas, config.seeds or (config.seed,)
   )
 
 

@@ -35,6 +35,7 @@ import _layca_results
 import _layca_training
 import _training_command_line
 import ml_collections
+from absl import flags
 
 from jaxpapers import training
 from jaxpapers.layca import figures
@@ -44,6 +45,7 @@ __doc__ += _layca_training.FIELDS
 _training_command_line.define_flags(
   'layca/weight_decay.py:mnist-small', 'layca_compare'
 )
+flags.adopt_module_key_flags(_training_command_line)
 
 
 def make_job(config: ml_collections.ConfigDict) -> training.Job:

@@ -44,6 +44,7 @@ from jaxpapers.layca import equilibrium, features, figures, sweep
 __doc__ += _layca_training.FIELDS
 
 _training_command_line.define_flags('layca/mnist.py', 'layca_mnist')
+flags.adopt_module_key_flags(_training_command_line)
 _PAPER = flags.DEFINE_string(
   'paper_curves',
   '',

@@ -29,6 +29,7 @@ import _training_command_line
 import ml_collections
 import numpy as np
 import optax
+from absl import flags
 
 from jaxpapers import training
 from jaxpapers.layca import (
@@ -43,6 +44,7 @@ __doc__ += _layca_training.FIELDS
 _training_command_line.define_flags(
   'layca/replay.py:mnist-small', 'layca_replay'
 )
+flags.adopt_module_key_flags(_training_command_line)
 
 
 def make_job(config: ml_collections.ConfigDict) -> training.Job:

@@ -48,6 +48,7 @@ from jaxpapers.layca import figures
 __doc__ += _layca_training.FIELDS
 
 _training_command_line.define_flags('layca/rho.py:mnist-small', 'layca_sweep')
+flags.adopt_module_key_flags(_training_command_line)
 _PAPER = flags.DEFINE_string(
   'paper_accuracies',
   '',

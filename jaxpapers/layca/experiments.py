@@ -315,6 +315,7 @@ def base_config(task_name: str, optimizer: str) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = task_name
   config.seed = 0
+  config.seeds = ()
   config.dataset = task.dataset
   config.data_dir = ''
   config.train_examples = 0

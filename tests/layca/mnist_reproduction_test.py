@@ -19,8 +19,8 @@ _CURVES = (
 
 
 class ReproductionTest(absltest.TestCase):
-  @pytest.mark.slow
   @pytest.mark.data
+  @pytest.mark.slow
   def test_rotation_and_accuracy(self):
     folder = data.require('layca')
     published = json.loads(_CURVES.read_text())

@@ -79,6 +79,7 @@ class ScriptsTest(parameterized.TestCase):
         *common,
         f'--config.epochs={epochs}',
         '--config.alphas=(-0.5, 0.0, 0.5)',
+        '--config.seeds=(3,)',
       ]
     config = {'layca_compare': 'adaptive', 'layca_replay': 'replay'}[name]
     settings = {
@@ -344,7 +345,7 @@ class ScriptsTest(parameterized.TestCase):
   )
   def test_help(self, name):
     done = scripts.run(name, '--help')
-    for word in ('Examples:', 'learning_rates', '--workdir', 'curves.npz'):
+    for word in ('Examples:', 'learning_rates', 'curves.npz', '--[no]quiet:'):
       self.assertIn(word, done.stdout)
 
 
