@@ -31,6 +31,7 @@ The method is that of Arese Lucini, Del Ferraro, Sigman & Makse (2019,
 arXiv:1903.09630); docs/kcore.md says what public data can show of it.
 """
 
+import math
 import pathlib
 import time
 
@@ -267,8 +268,14 @@ def _print_summary(analysis) -> None:
       f'{result.name}: k_max {result.k_max}, random networks '
       f'{null.k_max.mean():.2f} ± {null.k_max.std():.2f}, '
       f'p = {null.p_value(result.k_max):.2g}'
-      + ('' if null.mixed else ' (under-mixed)')
     )
+    if not null.mixed:
+      per_round = null.swaps_per_edge / null.rounds
+      enough = max(20, math.ceil(3.05 / max(per_round, 1e-3)))
+      print(
+        f'{result.name}: {null.swaps_per_edge:.2f} accepted swaps per edge are'
+        f' less than 3; --rounds={enough} would reach that.'
+      )
 
 
 if __name__ == '__main__':

@@ -245,7 +245,8 @@ def core_sizes(result: pipeline.NetworkResult) -> Any:
       color=COLOURS[0],
       ha='right' if last else 'left',
     )
-  axis.set_ylim(0, None)
+  # Room for the label of a small core.
+  axis.set_ylim(-0.09 * result.core_sizes[1], None)
   axis.margins(x=0.06)
   axis.set_xlabel('k')
   axis.set_ylabel('nodes in the k-core')
@@ -360,14 +361,11 @@ def cluster_frequency(test: Any, names: Sequence[str], networks: int) -> Any:
   x = np.arange(len(names))
   axis.bar(x, test.frequency, width=0.7, color=module_colours(len(names)))
   axis.axhline(test.random_level, color=INK, lw=1.2, ls='--')
-  axis.text(
-    len(names) - 0.5,
-    test.random_level,
-    f'random level {test.random_level:.2f}',
-    ha='right',
-    va='bottom',
-    fontsize=8,
-    backgroundcolor=(1, 1, 1, 0.6),
+  axis.set_title(
+    f'dashed: random level {test.random_level:.2f}',
+    fontsize=9,
+    color=FAINT,
+    loc='right',
   )
   for m, p in enumerate(test.p_exact):
     axis.text(
@@ -450,5 +448,7 @@ def collapse(sweep: pipeline.Sweep, nodes: int) -> Any:
   axis.set_ylim(-0.02, None)
   axis.set_xlabel('coupling $J / J_c$')
   axis.set_ylabel('active fraction of nodes')
-  axis.legend(frameon=False, fontsize=8, loc='upper left')
+  axis.legend(
+    frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0.1, 1.0)
+  )
   return figure

@@ -73,6 +73,7 @@ def core_voxels(
   """
   cores = figures.nested(result) or [0]
   views = _views(coords)
+  size = float(np.clip(9000 / len(coords), 8, 40))
   figure, axes = figures.new_figure(
     3.0 * len(cores) + 0.4,
     2.8 * len(views) + 0.6,
@@ -84,9 +85,9 @@ def core_voxels(
   for row, (x, y, view) in enumerate(views):
     for column, k in enumerate(cores):
       axis = axes[row, column]
-      _scatter(axis, coords[:, [x, y]], np.full(len(coords), _QUIET), 7)
+      _scatter(axis, coords[:, [x, y]], np.full(len(coords), _QUIET), size / 2)
       inside = np.flatnonzero(result.coreness >= k)
-      _scatter(axis, coords[inside][:, [x, y]], colours[module[inside]], 16)
+      _scatter(axis, coords[inside][:, [x, y]], colours[module[inside]], size)
       if row == 0:
         axis.set_title(f'{k}-core, {len(inside)} nodes', fontsize=10)
       if column == 0:
@@ -225,6 +226,7 @@ def two_states(
     ... )
   """
   views = _views(coords)
+  size = float(np.clip(9000 / len(coords), 8, 40))
   figure, axes = figures.new_figure(
     9.6,
     3.1 * len(views) + 0.4,
@@ -241,9 +243,9 @@ def two_states(
   for row, (x, y, view) in enumerate(views):
     for column, (title, chosen, colour) in enumerate(panels):
       axis = axes[row, column]
-      _scatter(axis, coords[:, [x, y]], np.full(len(coords), _QUIET), 7)
+      _scatter(axis, coords[:, [x, y]], np.full(len(coords), _QUIET), size / 2)
       inside = coords[chosen][:, [x, y]]
-      _scatter(axis, inside, np.full(len(inside), colour), 16)
+      _scatter(axis, inside, np.full(len(inside), colour), size)
       if row == 0:
         axis.set_title(title, fontsize=10)
       if column == 0:

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 # Side of the square that a disc of diameter 1 gets.
-_ROOM = 1.15
+_ROOM = 1.1
+# Of the springs, against a repulsion of 4 and rings of 2.
+_PULL = 0.1
 
 
 def shell_layout(
@@ -63,8 +65,9 @@ def shell_layout(
   inner, outer = _rings(coreness)
   start = _start(inner, outer, module, np.random.default_rng(seed))
   degree = np.bincount(edges.ravel(), minlength=n)
-  # All springs of a node together pull about as hard, whatever their number.
-  stiffness = 0.6 / np.sqrt(degree[edges[:, 0]] * degree[edges[:, 1]])
+  # All springs of a node together pull about as hard, whatever their number;
+  # harder ones would draw whole shells to one side.
+  stiffness = _PULL / np.sqrt(degree[edges[:, 0]] * degree[edges[:, 1]])
   with warnings.catch_warnings():
     # jax-md asks for float64 in places and takes float32 as well.
     warnings.filterwarnings('ignore', 'Explicitly requested dtype')
