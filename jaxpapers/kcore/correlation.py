@@ -12,6 +12,7 @@ from jaxpapers.kcore import edges as graphs
 # Decimals of c / step that count. A value such as 0.29 / 0.01 is 28.999999...
 # in float64 and means 29.
 _DECIMALS = 9
+_ROWS = 64
 
 
 def usable_series(series: Any) -> np.ndarray:
@@ -153,18 +154,25 @@ def quantize_levels(
     return levels, values
   if not step > 0 or not np.isfinite(step):
     raise ValueError(f'step is {step}; expected a positive distance or None.')
-  ticks = np.floor(np.round(corr / step, _DECIMALS))
-  np.fill_diagonal(ticks, np.inf)
-  lowest = ticks.min()
-  np.fill_diagonal(ticks, -np.inf)
-  number = ticks.max() - lowest + 1
+
+  def ticks(values):
+    return np.floor(np.round(values / step, _DECIMALS))
+
+  # The rows of this view hold all entries between two of the diagonal.
+  off = np.ascontiguousarray(corr).ravel()[1:].reshape(n - 1, n + 1)[:, :-1]
+  lowest = ticks(off.min())
+  number = ticks(off.max()) - lowest + 1
   if not number < 2**31:
     raise ValueError(
       f'step is {step}, which makes {number:.3g} levels; expected fewer than '
       '2**31. Take a larger step, or None for the exact levels.'
     )
-  np.fill_diagonal(ticks, lowest - 1)
-  levels = (ticks - lowest).astype(np.int32)
+  # Some rows at a time: whole matrices of float64 would not stay in the cache.
+  for start in range(0, n, _ROWS):
+    rows = slice(start, start + _ROWS)
+    # The diagonal may hold anything finite; it is written over below.
+    levels[rows] = np.clip(ticks(corr[rows]) - lowest, 0, number)
+  np.fill_diagonal(levels, -1)
   values = (lowest + np.arange(int(number))) * step
   return levels, values
 

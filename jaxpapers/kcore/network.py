@@ -53,6 +53,9 @@ def functional_network(
   * `'global'`: one threshold for all links: `threshold`, or the highest one
     that keeps at least the fraction `density` of all pairs.
 
+  A threshold can be negative where modules hardly correlate; the links between
+  them may then have negative weights, which the collapse model refuses.
+
   The location of the innermost core depends on this choice much more than
   k_max does: a module that merges late gets a low lambda_in and many links.
 
