@@ -29,7 +29,7 @@ def run(main: Callable[[], Any]) -> None:
     try:
       return main()
     except UsageError as error:
-      _fail(str(error))
+      fail(str(error))
     except ImportError as error:
       if 'jaxpapers[' not in str(error):
         raise
@@ -124,15 +124,33 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     rest = flags.FLAGS(argv)[1:]
   except flags.Error as error:
-    _fail(' '.join(str(error).split()))
+    fail(_short(str(error)))
+  except (AttributeError, KeyError) as error:
+    # --config.NAME for a NAME that the config does not have.
+    if not any(a.lstrip('-').startswith('config.') for a in argv):
+      raise
+    name = str(error).strip('"\'')
+    fail(f'--config: the config has no field {name!r}')
+  except OSError as error:  # --config.NAME of a file that is not there.
+    fail(f'--config: {_short(str(error))}')
   if flags.FLAGS['verbosity'].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING  # absl would set INFO.
   if rest:
-    _fail(f'Unexpected argument {rest[0]!r}: all options begin with --.')
+    fail(f'Unexpected argument {rest[0]!r}: all options begin with --.')
   return argv
 
 
-def _fail(message: str):
+def _short(message: str) -> str:
+  """A message in one line; of a traceback in it only what was raised."""
+  head, found, tail = message.partition('Traceback (most recent call last)')
+  if found:
+    raised = tail.strip().splitlines()[-1]
+    message = f'{head.strip().rstrip(":")}: {raised}'
+  return ' '.join(message.split())
+
+
+def fail(message: str):
+  """Ends the process with one line and exit code 2."""
   name = os.path.basename(sys.argv[0])
   if not message.endswith(('.', '?')):
     message += '.'

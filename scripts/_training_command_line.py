@@ -41,11 +41,16 @@ def define_flags(default_config: str, default_workdir: str) -> None:
     default_config: Config file, relative to `scripts/configs/`.
     default_workdir: Folder for results.
   """
-  config_flags.DEFINE_config_file(
-    'config',
-    str(CONFIGS / default_config),
-    'Config file; --config.name=value changes one of its values.',
-  )
+  try:
+    config_flags.DEFINE_config_file(
+      'config',
+      str(CONFIGS / default_config),
+      'Config file; --config.name=value changes one of its values.',
+    )
+  except (AttributeError, KeyError) as error:
+    # The overrides in sys.argv are applied to the default at once.
+    name = str(error).strip('"\'')
+    _command_line.fail(f'--config: the config has no field {name!r}')
   flags.DEFINE_string(
     'workdir',
     default_workdir,
@@ -120,12 +125,10 @@ def read_config() -> ml_collections.ConfigDict:
 
 def _config() -> ml_collections.ConfigDict:
   try:
-    config = flags.FLAGS.config
+    return ml_collections.FrozenConfigDict(flags.FLAGS.config)
   except OSError as error:  # The file was read when flags were parsed.
-    raise _command_line.UsageError(f'--config: {error}') from error
-  if config is None:
-    raise _command_line.UsageError('--config is empty.')
-  return ml_collections.FrozenConfigDict(config)
+    name = flags.FLAGS['config'].config_filename
+    raise _command_line.UsageError(f'--config: cannot read {name!r}') from error
 
 
 def _keep_config(config, workdir: epath.Path) -> None:

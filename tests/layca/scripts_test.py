@@ -323,6 +323,13 @@ class ScriptsTest(parameterized.TestCase):
       ),
       ('layca_mnist', ['--config.epochs=0'], ('epochs is 0', '1 or more')),
       ('layca_mnist', ['--paper_curves=missing.json'], ('--paper_curves',)),
+      ('layca_mnist', ['--config.epoch=1'], ('no field', 'epoch')),
+      ('layca_mnist', ['--config=missing.py'], ('cannot read', 'missing.py')),
+      (
+        'layca_mnist',
+        ['--config=scripts/configs/layca/mnist.py:9'],
+        ("variant is '9'", ':5'),
+      ),
       ('layca_sweep', ['--config.alphas=(2.0,)'], ('alpha is 2.0',)),
       ('layca_sweep', ['--config.dataset=svhn'], ('svhn', 'cifar10')),
       ('layca_compare', ["--config.only=('lion',)"], ('lion', 'sgd_layca')),
