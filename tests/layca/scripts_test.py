@@ -15,7 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import data
-from tests.helpers import scripts
+from tests.helpers import repository, scripts
 
 _CONFIGS = scripts.ROOT / 'scripts' / 'configs' / 'layca'
 _LONG = 400  # Epochs of a run that is long enough to be killed.
@@ -324,12 +324,6 @@ class ScriptsTest(parameterized.TestCase):
       ('layca_mnist', ['--config.epochs=0'], ('epochs is 0', '1 or more')),
       ('layca_mnist', ['--paper_curves=missing.json'], ('--paper_curves',)),
       ('layca_mnist', ['--config.epoch=1'], ('no field', 'epoch')),
-      ('layca_mnist', ['--config=missing.py'], ('cannot read', 'missing.py')),
-      (
-        'layca_mnist',
-        ['--config=scripts/configs/layca/mnist.py:9'],
-        ("variant is '9'", ':5'),
-      ),
       ('layca_sweep', ['--config.alphas=(2.0,)'], ('alpha is 2.0',)),
       ('layca_sweep', ['--config.dataset=svhn'], ('svhn', 'cifar10')),
       ('layca_compare', ["--config.only=('lion',)"], ('lion', 'sgd_layca')),
@@ -346,6 +340,15 @@ class ScriptsTest(parameterized.TestCase):
       done = scripts.run(name, *defaults, '--compilation_cache=', *flags)
       scripts.assert_usage_error(self, done, *words)
       self.assertFalse(workdir.exists())  # The next command begins afresh.
+
+  def test_wrong_config_files(self):
+    config = repository.ROOT / 'scripts' / 'configs' / 'layca' / 'mnist.py'
+    for value, words in (
+      ('missing.py', ('cannot read', 'missing.py')),
+      (f'{config}:9', ("variant is '9'", ':5')),
+    ):
+      done = scripts.run('layca_mnist', f'--config={value}')
+      scripts.assert_usage_error(self, done, *words)
 
   @parameterized.parameters(
     'layca_mnist', 'layca_sweep', 'layca_compare', 'layca_replay'
