@@ -109,12 +109,12 @@ def draw_round(
     ([0, 1, 2, 3, 4], (2,))
   """
   key_order, key_flip = jax.random.split(jax.random.fold_in(key, index))
-  flip = jax.random.bits(key_flip, (num_edges // 2,), jnp.uint8) < 128
+  flip = _bits(key_flip, num_edges // 2, jnp.uint8) < 128
   number = jnp.arange(num_edges, dtype=jnp.int32)
   if num_edges > _PACKED_EDGES:
     return jax.random.permutation(key_order, number), flip
   bits = max(num_edges - 1, 1).bit_length()
-  random = jax.random.bits(key_order, (num_edges,), jnp.uint32)
+  random = _bits(key_order, num_edges, jnp.uint32)
   packed = jax.lax.sort(random >> bits << bits | number.astype(jnp.uint32))
   return (packed & ((1 << bits) - 1)).astype(jnp.int32), flip
 
@@ -281,6 +281,11 @@ def _rewire(key, edges, num_nodes, rounds):
   pairs = jnp.stack([jnp.minimum(u, v), jnp.maximum(u, v)], 1)
   adj = graphs.adjacency_matrix(graphs.Edges(pairs, num_nodes))
   return RewireResult(pairs, adj, accepted)
+
+
+def _bits(key, count, dtype):
+  # An odd count takes eight times as long on a CPU (measured at 10725).
+  return jax.random.bits(key, (-(-count // 8) * 8,), dtype)[:count]
 
 
 def _number_pairs(left, right, num_nodes, table):
