@@ -81,10 +81,7 @@ def main() -> int:
   key = jax.random.key(_SEED.value)
   state = None
   if file.exists() and not _OVERWRITE.value:
-    try:
-      state = null_state.load_null_state(file)
-    except ValueError as error:
-      raise _command_line.UsageError(f'{error} (--overwrite)') from error
+    state = _load_state(file, key, edges, nodes)
   print(
     f'{nodes} nodes, {len(edges)} links, k_max {k_max};'
     f' {jax.device_count()} {jax.default_backend()} device(s)'
@@ -92,10 +89,7 @@ def main() -> int:
     flush=True,
   )
   began, drawn = time.perf_counter(), state.done if state else 0
-  try:
-    state = _draw(key, edges, nodes, mesh, state, file)
-  except ValueError as error:
-    raise _command_line.UsageError(f'{error} (--overwrite)') from error
+  state = _draw(key, edges, nodes, mesh, state, file)
   seconds = time.perf_counter() - began
   summary = null.summarize(state, len(edges), _ROUNDS.value)
   numbers = {
@@ -131,6 +125,27 @@ def main() -> int:
       file=sys.stderr,
     )
   return 0
+
+
+def _load_state(file, key, edges, nodes):
+  """The random networks of an earlier run, if it was one like this."""
+  from jaxpapers.kcore import null_state
+
+  try:
+    state = null_state.load_null_state(file)
+  except ValueError as error:
+    raise _command_line.UsageError(f'{error} (--overwrite)') from error
+  if state.run != null_state.fingerprint(key, edges, nodes, _ROUNDS.value):
+    raise _command_line.UsageError(
+      f'{file} belongs to another run: --network, --seed and --rounds have to be'
+      ' the same to go on; --overwrite begins anew'
+    )
+  if state.done > _NUM_NULLS.value:
+    raise _command_line.UsageError(
+      f'{file} holds {state.done} random networks already, more than'
+      f' --num_nulls={_NUM_NULLS.value}'
+    )
+  return state
 
 
 def _draw(key, edges, nodes, mesh, state, file):

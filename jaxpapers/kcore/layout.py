@@ -51,7 +51,7 @@ def shell_layout(
     (3, 2)
   """
   coreness = np.asarray(coreness)
-  edges = np.asarray(edges).reshape(-1, 2)
+  edges = np.asarray(edges, np.int64).reshape(-1, 2)
   n = len(coreness)
   if coreness.ndim != 1 or (edges.size and edges.max() >= n):
     raise ValueError(
