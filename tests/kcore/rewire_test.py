@@ -90,10 +90,16 @@ def codes(edges, n):
 
 
 class RoundTest(parameterized.TestCase):
-  @parameterized.product(
-    name=('myconnectome608', 'synth_seed0'), seed=(0, 1, 2)
-  )
+  @parameterized.parameters(('myconnectome608', 0), ('synth_seed0', 0))
   def test_equals_one_switch_after_another(self, name, seed):
+    self.check_sequential(name, seed)
+
+  @parameterized.product(name=('myconnectome608', 'synth_seed0'), seed=(1, 2))
+  @pytest.mark.slow
+  def test_equals_one_switch_after_another_for_more_keys(self, name, seed):
+    self.check_sequential(name, seed)
+
+  def check_sequential(self, name, seed):
     edges, n = samples.network_edges(name)
     key = jax.random.key(seed)
     expected, count = sequential(key, edges, 3)
@@ -212,8 +218,16 @@ class RewireTest(parameterized.TestCase):
     for a, b in zip(plain, expected):
       np.testing.assert_array_equal(a, b)
 
-  @parameterized.parameters(*SEQUENCES)
+  @parameterized.parameters(*SEQUENCES[::2])
   def test_samples_are_uniform(self, name):
+    self.check_uniform(name)
+
+  @parameterized.parameters(*SEQUENCES[1::2])
+  @pytest.mark.slow
+  def test_more_samples_are_uniform(self, name):
+    self.check_uniform(name)
+
+  def check_uniform(self, name):
     from scipy import stats
 
     case = samples.load('null_exact_small.json')[name]
