@@ -67,7 +67,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 def main() -> int:
   """Draws the random networks; returns the exit code."""
   network = _kcore_data.read_network(_NETWORK.value)
-  from jaxpapers.kcore import null, null_state, report
+  from jaxpapers.kcore import null, report
   from jaxpapers.kcore.coreness import coreness
   from jaxpapers.kcore.edges import Edges
 
@@ -137,8 +137,8 @@ def _load_state(file, key, edges, nodes):
     raise _command_line.UsageError(f'{error} (--overwrite)') from error
   if state.run != null_state.fingerprint(key, edges, nodes, _ROUNDS.value):
     raise _command_line.UsageError(
-      f'{file} belongs to another run: --network, --seed and --rounds have to be'
-      ' the same to go on; --overwrite begins anew'
+      f'{file} belongs to another run: --network, --seed and --rounds have to'
+      ' be the same to go on; --overwrite begins anew'
     )
   if state.done > _NUM_NULLS.value:
     raise _command_line.UsageError(
