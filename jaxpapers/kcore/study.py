@@ -81,7 +81,7 @@ def synthetic_study(
   Example:
     >>> study = synthetic_study(2)
     >>> study.corr[0].shape, int(study.other.sum())
-    ((610, 610), 368)
+    ((610, 610), 360)
   """
   if num_streams < 1:
     raise ValueError(f'num_streams is {num_streams}; expected at least 1.')
