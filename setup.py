@@ -23,7 +23,12 @@ INSTALL_REQUIRES = [
 PAPER_EXTRAS = {
   'adapters': [],
   'efficientnet': [],
-  'kcore': [],
+  'kcore': [
+    'jax-md>=0.2',  # spatial clusters, layout of networks
+    'matplotlib>=3.8',
+    'nibabel>=5.2',  # NIfTI files
+    'scipy>=1.14',  # distributions of the tests
+  ],
   'layca': [
     'grain>=0.2.10',  # input pipeline
     'matplotlib>=3.8',  # curves
@@ -55,6 +60,7 @@ TOOL_EXTRAS = {
     'grain>=0.2.10',
     'hypothesis>=6.100',
     'matplotlib>=3.8',
+    'nibabel>=5.2',
     'nlopt>=2.8',  # the MMA that ours is compared with
     'orbax-checkpoint>=0.11',
     'pillow>=10',
@@ -69,7 +75,11 @@ TOOL_EXTRAS = {
   # Peers to measure against. scikit-sparse is built from source against
   # SuiteSparse: `apt-get install libsuitesparse-dev` (or the like) first.
   'bench': [
+    'grain>=0.2.10',
+    'igraph>=0.11',  # GPL: measured against, never imported by the package
+    'networkx>=3.3',
     'nlopt>=2.8',
+    'pillow>=10',
     'scikit-image>=0.22',
     'scikit-sparse==0.4.16',
     'scipy>=1.14',
