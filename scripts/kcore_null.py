@@ -20,6 +20,7 @@ Into --save_dir go null.json (mean and spread of k_max and of every shell, p, z,
 accepted switches), null.png and null_state.npz.
 """
 
+import math
 import pathlib
 import sys
 import time
@@ -120,8 +121,11 @@ def main() -> int:
     f' edge; {(state.done - drawn) / seconds:.0f} random networks per second'
   )
   if not summary.mixed:
+    per_round = summary.swaps_per_edge / _ROUNDS.value
+    enough = max(20, math.ceil(3.1 / max(per_round, 1e-3)))
     print(
-      'The random networks may be under-mixed: raise --rounds, see --mixing.',
+      'The random networks may be under-mixed: fewer than 20 rounds, or than 3'
+      f' accepted swaps per edge. --rounds={enough} would do; see --mixing.',
       file=sys.stderr,
     )
   return 0

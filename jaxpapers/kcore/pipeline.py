@@ -1,5 +1,6 @@
 """The analysis of the paper, from correlations to the collapse of the core."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Options(NamedTuple):
     shown: network that the figures, nulls and the collapse are of.
     num_nulls: random networks per network, 0 for none.
     null_networks: how many networks get nulls, beginning with `shown`.
-    rounds: of switches per null.
+    rounds: of switches per null; None for as many as `enough_rounds` says.
     seed: of the nulls.
     sensitivity: whether to try other choices.
     max_couplings: most couplings in the sweep, 0 for no sweep.
@@ -51,7 +52,7 @@ class Options(NamedTuple):
   shown: int = 0
   num_nulls: int = 1000
   null_networks: int = 1
-  rounds: int = 20
+  rounds: int | None = None
   seed: int = 0
   sensitivity: bool = True
   max_couplings: int = 60
@@ -373,15 +374,48 @@ def sweep_couplings(
   )
 
 
+def enough_rounds(key: jax.Array, edges: Any, num_nodes: int) -> int:
+  """Rounds of switches that mix a null ensemble, from a few trial graphs.
+
+  At least 20, and as many as it takes to accept three switches per edge: in a
+  network with a dense core most switches would double an edge and are refused.
+
+  Args:
+    key: typed random key.
+    edges: int[m, 2], each edge of a simple graph once.
+    num_nodes: N.
+
+  Returns:
+    Number of rounds, at most 500.
+
+  Raises:
+    ValueError: `edges` is no simple graph.
+
+  Example:
+    >>> ring = np.stack([np.arange(40), (np.arange(40) + 1) % 40], 1)
+    >>> enough_rounds(jax.random.key(0), ring, 40)
+    20
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', null.UnderMixedWarning)
+    trial = null.null_coreness(
+      key, edges, num_nodes, 8, rounds=null.MIN_ROUNDS, chunk=8
+    )
+  per_round = trial.swaps_per_edge / null.MIN_ROUNDS
+  # A little more, as eight graphs are few.
+  wanted = math.ceil(1.03 * null.MIN_SWAPS_PER_EDGE / max(per_round, 1e-3))
+  return min(max(null.MIN_ROUNDS, wanted), 500)
+
+
 def _nulls(result, options, index):
   key = jax.random.fold_in(jax.random.key(options.seed), index)
+  nodes = len(result.coreness)
+  rounds = options.rounds
+  if rounds is None:
+    rounds = enough_rounds(key, result.edges, nodes)
   with warnings.catch_warnings():
     # The report says how well it is mixed.
     warnings.simplefilter('ignore', null.UnderMixedWarning)
     return null.null_coreness(
-      key,
-      result.edges,
-      len(result.coreness),
-      options.num_nulls,
-      rounds=options.rounds,
+      key, result.edges, nodes, options.num_nulls, rounds=rounds
     )
