@@ -1,12 +1,15 @@
 """What the kcore scripts read: recordings, matrices with labels, networks."""
 
+import io
 import pathlib
 import re
 
 import _command_line
 import numpy as np
+from etils import epath
 
-from jaxpapers.kcore import io, study
+from jaxpapers.kcore import io as kcore_io
+from jaxpapers.kcore import study
 
 _USAGE = _command_line.UsageError
 
@@ -48,7 +51,7 @@ def read_folder(
       runs, bold = _bids(path, mask, tr, rest, condition, second_condition)
     else:
       runs, bold = _labelled(path, mask, tr, rest, condition, second_condition)
-    labels = None if atlas is None else io.read_labels(atlas, bold.coords)
+    labels = None if atlas is None else kcore_io.read_labels(atlas, bold.coords)
     return study.bold_study(
       runs,
       bold.coords,
@@ -146,13 +149,13 @@ def read_network(path: str | None) -> dict:
       'Which network? Give --network, a network.npz of kcore_analyze, an .npy '
       'adjacency matrix or a list of edges'
     )
-  file = pathlib.Path(path)
+  file = epath.Path(path)
   file = file / 'network.npz' if file.is_dir() else file
   if not file.is_file():
     raise _USAGE(f'--network: there is no file {str(file)!r}')
   try:
     if file.suffix == '.npz':
-      with np.load(file, allow_pickle=False) as archive:
+      with np.load(_buffer(file), allow_pickle=False) as archive:
         edges, nodes = archive['edges'], int(archive['num_nodes'])
     else:
       array = _array(str(file), '--network')
@@ -172,8 +175,10 @@ def read_network(path: str | None) -> dict:
 
 
 def _bids(path, mask, tr, rest, condition, second):
-  found = io.find_bids_runs(path)
-  bolds = [io.load_bold(run.bold, mask or run.mask, tr=tr) for run in found]
+  found = kcore_io.find_bids_runs(path)
+  bolds = [
+    kcore_io.load_bold(run.bold, mask or run.mask, tr=tr) for run in found
+  ]
   first = bolds[0]
   for run, bold in zip(found, bolds, strict=True):
     if not np.allclose(bold.affine, first.affine, atol=1e-3):
@@ -188,7 +193,7 @@ def _bids(path, mask, tr, rest, condition, second):
   common = _common([bold.coords for bold in bolds])
   runs = []
   for run, bold in zip(found, bolds, strict=True):
-    events = io.read_events(run.events)
+    events = kcore_io.read_events(run.events)
     scans = bold.series.shape[1]
     kinds = np.array(events.trial_type)
     stimuli = [
@@ -229,7 +234,7 @@ def _labelled(path, mask, tr, rest, condition, second):
     masks = sorted(path.glob('mask.nii*'))
     mask = masks[0] if masks else None
   attributes = _only(path, 'attributes*.txt', 'a list of labels attributes.txt')
-  bold = io.load_bold(bold_file, mask, tr=tr)
+  bold = kcore_io.load_bold(bold_file, mask, tr=tr)
   rows = _table(str(attributes), '--data')
   if len(rows) != bold.series.shape[1]:
     raise ValueError(
@@ -274,7 +279,7 @@ def _natural(name):
 
 def _lines(path, flag):
   try:
-    text = pathlib.Path(path).read_text('utf-8')
+    text = epath.Path(path).read_text('utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise _USAGE(f'{flag}: cannot read {path!r} ({error})') from error
   return [line for line in text.splitlines() if line.strip()]
@@ -300,14 +305,18 @@ def _column(rows, number, flag, path):
   return [row[number - 1] for row in rows]
 
 
+def _buffer(file):
+  return io.BytesIO(file.read_bytes())
+
+
 def _array(path, flag):
   """Numbers of an .npy or text file."""
-  file = pathlib.Path(path)
+  file = epath.Path(path)
   if not file.is_file():
     raise _USAGE(f'{flag}: there is no file {path!r}')
   try:
     if file.suffix == '.npy':
-      return np.load(file, allow_pickle=False)
+      return np.load(_buffer(file), allow_pickle=False)
     return np.array([[float(x) for x in row] for row in _table(path, flag)])
   except ValueError as error:
     raise _USAGE(f'{flag}: {path!r} holds no table of numbers ({error})') from (

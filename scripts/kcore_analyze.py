@@ -31,12 +31,12 @@ The method is that of Arese Lucini, Del Ferraro, Sigman & Makse (2019,
 arXiv:1903.09630); docs/kcore.md says what public data can show of it.
 """
 
-import pathlib
 import time
 
 import _command_line
 import _kcore_data
 from absl import flags
+from etils import epath
 
 _DATA = flags.DEFINE_string(
   'data', None, 'Folder of recordings, BIDS or with labels of scans.'
@@ -49,7 +49,9 @@ _MATRIX = flags.DEFINE_string(
 _SYNTHETIC = flags.DEFINE_bool(
   'synthetic', False, 'Analyse recordings of the generator.'
 )
-_SAVE_DIR = flags.DEFINE_string('save_dir', 'kcore_output', 'Output folder.')
+_SAVE_DIR = flags.DEFINE_string(
+  'save_dir', 'kcore_output', 'Output folder, local or gs://.'
+)
 _NUM_STREAMS = flags.DEFINE_integer(
   'num_streams', 10, '--synthetic: number of recordings.', lower_bound=1
 )
@@ -182,7 +184,7 @@ def main() -> int:
     analysis = pipeline.analyze(study, _options(), say=say)
   except ValueError as error:
     raise _command_line.UsageError(str(error)) from error
-  path = report.write(analysis, pathlib.Path(_SAVE_DIR.value), say=say)
+  path = report.write(analysis, epath.Path(_SAVE_DIR.value), say=say)
   _print_summary(analysis)
   say(f'wrote {path}')
   return 0

@@ -17,11 +17,10 @@ last state before the collapse, and rises after it.
 Into --save_dir go collapse.json and collapse.png.
 """
 
-import pathlib
-
 import _command_line
 import _kcore_data
 from absl import flags
+from etils import epath
 
 _NETWORK = flags.DEFINE_string(
   'network',
@@ -29,7 +28,9 @@ _NETWORK = flags.DEFINE_string(
   'network.npz of kcore_analyze or its folder, an .npy adjacency matrix, or a'
   ' text file with two columns of node numbers from 0.',
 )
-_SAVE_DIR = flags.DEFINE_string('save_dir', 'kcore_collapse', 'Output folder.')
+_SAVE_DIR = flags.DEFINE_string(
+  'save_dir', 'kcore_collapse', 'Output folder, local or gs://.'
+)
 _BACKGROUND = flags.DEFINE_float('background', 0.1, 'I, background activity.')
 _RESISTANCE = flags.DEFINE_float(
   'resistance', 1.0, 'R, inverse of the rate of inactivation.'
@@ -63,7 +64,7 @@ def main() -> int:
     sweep = pipeline.sweep_couplings(edges, values, options)
   except ValueError as error:
     raise _command_line.UsageError(str(error)) from error
-  folder = pathlib.Path(_SAVE_DIR.value)
+  folder = epath.Path(_SAVE_DIR.value)
   numbers = {
     'nodes': nodes,
     'links': len(edges),

@@ -21,7 +21,6 @@ accepted switches), null.png and null_state.npz.
 """
 
 import math
-import pathlib
 import sys
 import time
 
@@ -29,6 +28,7 @@ import _command_line
 import _kcore_data
 import jax
 from absl import flags
+from etils import epath
 
 _NETWORK = flags.DEFINE_string(
   'network',
@@ -46,7 +46,9 @@ _CHUNK = flags.DEFINE_integer(
   'chunk', 256, 'Random networks per call of the devices.', lower_bound=1
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of all random numbers.')
-_SAVE_DIR = flags.DEFINE_string('save_dir', 'kcore_null', 'Output folder.')
+_SAVE_DIR = flags.DEFINE_string(
+  'save_dir', 'kcore_null', 'Output folder, local or gs://.'
+)
 _SAVE_EVERY = flags.DEFINE_float(
   'save_every', 10.0, 'Seconds between saves.', lower_bound=0.0
 )
@@ -73,7 +75,7 @@ def main() -> int:
   from jaxpapers.kcore.edges import Edges
 
   _command_line.use_compilation_cache(_COMPILATION_CACHE.value)
-  folder = pathlib.Path(_SAVE_DIR.value)
+  folder = epath.Path(_SAVE_DIR.value)
   file = folder / 'null_state.npz'
   edges, nodes = network['edges'], network['num_nodes']
   values = coreness(Edges(edges, nodes))

@@ -15,7 +15,7 @@ import numpy as np
 # Side of the square that a disc of diameter 1 gets.
 _ROOM = 1.1
 # Of the springs, against a repulsion of 4 and rings of 2.
-_PULL = 0.1
+_PULL = 0.015
 
 
 def shell_layout(

@@ -6,11 +6,11 @@ killed leaves no half of a file.
 
 import io
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from jaxpapers.kcore import (
   figures,
@@ -28,7 +28,7 @@ def write(
   folder: Any,
   *,
   say: Callable[[str], Any] = lambda text: None,
-) -> pathlib.Path:
+) -> epath.Path:
   """Writes all files of an analysis into a folder.
 
   results.json has every number, network.npz the shown network (for the scripts
@@ -37,7 +37,8 @@ def write(
 
   Args:
     analysis: what to write.
-    folder: made if it is not there; files of the same names are replaced.
+    folder: local, or of any store that etils writes; made if it is not there.
+      Files of the same names are replaced.
     say: called with a line before each stage.
 
   Returns:
@@ -46,7 +47,7 @@ def write(
   Example:
     >>> write(analysis, 'kcore_output')  # doctest: +SKIP
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
   numbers = summary(analysis)
   put(folder / 'results.json', to_json(numbers))
   put(folder / 'network.npz', network_file(analysis))
@@ -59,7 +60,7 @@ def write(
   return put(folder / 'report.html', page.encode())
 
 
-def put(path: Any, content: bytes) -> pathlib.Path:
+def put(path: Any, content: bytes) -> epath.Path:
   """Writes a file under a temporary name, then renames it.
 
   Args:
@@ -72,9 +73,9 @@ def put(path: Any, content: bytes) -> pathlib.Path:
   Example:
     >>> put('results.json', b'{}')  # doctest: +SKIP
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.partial')
+  partial = path.parent / f'.{path.name}.partial'
   partial.write_bytes(content)
   partial.replace(path)
   return path

@@ -78,6 +78,11 @@ class AnalyzeTest(ScriptTest):
       func = self.folder / 'data' / 'sub-01' / 'func'
       stem = f'sub-01_task-words_run-{run}'
       _save(func / f'{stem}_bold.nii.gz', _volume(stimulus, f'bids{run}'))
+      if run == 2:
+        # Only voxels that are in the masks of all runs are used.
+        mask = np.ones((9, 4, 3), np.uint8)
+        mask[0] = 0
+        _save(func / f'{stem}_desc-brain_mask.nii.gz', mask)
       rows = ['onset\tduration\ttrial_type']
       for block in range(1, 10, 2):
         kind = 'masked' if block > 5 else 'word'
@@ -95,6 +100,7 @@ class AnalyzeTest(ScriptTest):
       [network['name'] for network in numbers['networks']],
       ['sub-01_task-words_run-1', 'sub-01_task-words_run-2'],
     )
+    self.assertEqual(numbers['facts']['voxels'], 8 * 12)
     self.assertEqual(numbers['module_sizes'], [18, 24])
     # Both blocks of voxels follow masked words as well.
     self.assertEqual(numbers['second_state']['nodes'], 42)
