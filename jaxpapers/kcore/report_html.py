@@ -63,7 +63,7 @@ def page(numbers: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     parts.append(text)
   parts += [
     _all_networks(numbers),
-    f'<p><small>jaxpapers {__version__}</small>',
+    f'<p><small>jaxpapers {__version__}</small></p>',
   ]
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -283,6 +283,13 @@ def _collapse(numbers, shown):
   if 'collapse' not in numbers:
     return ''
   c, options = numbers['collapse'], numbers['options']
+  after = (
+    'After the collapse no coupling of the sweep brings activity back: the '
+    'silent state is stable by itself.'
+  )
+  if np.any(c['up']):
+    first = c['J'][np.flatnonzero(c['up'])[0]]
+    after = f'After the collapse activity comes back at J = {first:.4g}.'
   steep = ''
   if c['steep'] < c['couplings']:
     steep = (
@@ -295,10 +302,7 @@ def _collapse(numbers, shown):
     'paper gives no values). As the coupling J falls, nodes fall silent core '
     f'by core, and the {shown["k_max"]}-core last, at J<sub>c</sub> = '
     f'{c["critical"]:.4g} for a steep sigmoid. Active nodes equal the k-core '
-    f'at {c["equal_to_cores"]} of {c["couplings"]} couplings, differing by at '
-    f'most {c["largest_difference"]} nodes{steep}. After the collapse no '
-    'coupling of the sweep brings activity back: the silent state is stable by '
-    'itself.</p>'
+    f'at {c["equal_to_cores"]} of {c["couplings"]} couplings{steep}. {after}</p>'
   )
 
 
@@ -330,10 +334,11 @@ def _sensitivity(numbers):
   head += ['by module', 'shared with row 1']
   return (
     '<p class="note">k<sub>max</sub> is robust, the location of the core is '
-    'not. A module that merges late gets a low &lambda;<sub>in</sub>, hence '
-    'many links, and can host the core for that reason alone; which modules '
-    'do can change with the grid of thresholds. Read claims about where the '
-    'core lies together with this table.</p>'
+    'not: on a real connectome (MyConnectome) k<sub>max</sub> hardly changes '
+    'with the grid of thresholds, while the core moves to other modules. A '
+    'module that merges late gets a low &lambda;<sub>in</sub>, hence many '
+    'links, and can host the core for that reason alone. Read claims about '
+    'where a core lies together with this table.</p>'
     f'<p>Here, over the grids k<sub>max</sub> goes from {grids["k_max"][0]} to '
     f'{grids["k_max"][1]}, the core from {grids["core_size"][0]} to '
     f'{grids["core_size"][1]} nodes, and {len(grids["modules"])} different '
