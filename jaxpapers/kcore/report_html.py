@@ -302,7 +302,8 @@ def _collapse(numbers, shown):
     'paper gives no values). As the coupling J falls, nodes fall silent core '
     f'by core, and the {shown["k_max"]}-core last, at J<sub>c</sub> = '
     f'{c["critical"]:.4g} for a steep sigmoid. Active nodes equal the k-core '
-    f'at {c["equal_to_cores"]} of {c["couplings"]} couplings{steep}. {after}</p>'
+    f'at {c["equal_to_cores"]} of {c["couplings"]} couplings{steep}. '
+    f'{after}</p>'
   )
 
 
