@@ -348,7 +348,11 @@ def _train_part(run, config, members, workdir, splits, optimizer, extras):
   initial = jax.tree.map(jnp.copy, state.params)
   try:
     batches = experiments_data.training_batches(
-      splits, config.batch_size, seed=config.seed, last_batch=config.last_batch
+      splits,
+      config.batch_size,
+      seed=config.seed,
+      last_batch=config.last_batch,
+      share=training.batch_share(run.mesh),
     )
     result = training.fit(
       state,
@@ -404,7 +408,7 @@ def _evaluations(run, config, problem, splits, initial):
 
   def measure(split, state):
     batches = experiments_data.evaluation_batches(
-      splits, split, config.batch_size
+      splits, split, config.batch_size, training.batch_share(run.mesh)
     )
     return training.evaluate(state, eval_step, batches, mesh=run.mesh)
 

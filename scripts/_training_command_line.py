@@ -138,7 +138,10 @@ def _keep_config(config, workdir: epath.Path) -> None:
   if path.exists():
     before, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
     changed = [
-      name for name in sorted(before | now) if before.get(name) != now.get(name)
+      name
+      for name in sorted(before | now)
+      # As text: NaN is not equal to itself.
+      if json.dumps(before.get(name)) != json.dumps(now.get(name))
     ]
     if changed:
       name = changed[0]

@@ -1,5 +1,6 @@
 """Images in files: found once, decoded one by one when they are asked for."""
 
+import functools
 import io
 import os
 import warnings
@@ -45,21 +46,34 @@ def decode_image(content: bytes, name: Any = 'image') -> np.ndarray:
     raise ImportError(
       'decoding images needs Pillow: pip install pillow'
     ) from error
+  _ignore_exif_warnings()
   try:
-    with warnings.catch_warnings():
-      # Damaged EXIF is frequent in ImageNet, and is not read here.
-      warnings.simplefilter('ignore', UserWarning)
-      with Image.open(io.BytesIO(content)) as image:
-        if image.mode.startswith('I'):
-          grey = np.asarray(image).astype(np.int64) >> 8
-          grey = np.clip(grey, 0, 255).astype(np.uint8)
-          return np.repeat(grey[..., None], 3, axis=2)
-        return np.array(image.convert('RGB'))
+    with Image.open(io.BytesIO(content)) as image:
+      if image.mode.startswith('I'):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        grey = np.clip(grey, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+      return np.array(image.convert('RGB'))
+  except Image.DecompressionBombError as error:
+    raise files.CorruptFileError(
+      f'{name}: too large to be decoded ({error}). It may be sound: leave it'
+      ' out, or raise PIL.Image.MAX_IMAGE_PIXELS.'
+    ) from error
   except Exception as error:  # Pillow's decoders raise many kinds
     raise files.CorruptFileError(
       f'{name}: cannot be decoded as an image ({type(error).__name__}:'
       f' {error}); the file has {len(content):,} bytes.'
     ) from error
+
+
+@functools.cache
+def _ignore_exif_warnings() -> None:
+  """Damaged EXIF is frequent in ImageNet, and is not read here.
+
+  Once and narrowly: `catch_warnings` around each image would, in threads, leave
+  all warnings of the program switched off.
+  """
+  warnings.filterwarnings('ignore', module=r'PIL\.TiffImagePlugin')
 
 
 class ImageSource:
@@ -272,7 +286,7 @@ def list_images(
     name, is_folder = entry
     if name.startswith('.'):
       continue
-    if name.lower().endswith(extensions):
+    if name.lower().endswith(extensions) and not is_folder:
       found.append(prefix + name)
     elif is_folder:
       path = files.as_path(folder) / name
@@ -289,4 +303,7 @@ def list_entries(folder):
     return
   with os.scandir(folder) as entries:
     for entry in entries:
-      yield entry.name, entry.is_dir()
+      try:
+        yield entry.name, entry.is_dir()
+      except OSError:  # A link to itself.
+        yield entry.name, False

@@ -5,9 +5,12 @@ threads only compute it earlier, processes only their part of it, and the
 position of an iterator is one integer.
 """
 
+import contextlib
 import functools
+import multiprocessing
 import operator
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -270,6 +273,11 @@ class BatchPlan:
           "remainder is 'pad', which adds 'mask' to a dictionary; the examples"
           f' are {type(batch).__name__}.'
         )
+      if 'mask' in batch:
+        raise ValueError(
+          "remainder is 'pad', which adds 'mask', but the examples have a"
+          " 'mask' of their own. Give it another name."
+        )
       batch = {**batch, 'mask': mask}
     if self.batch_transform is not None:
       rng = randomness.BatchRandom(self.seed, epoch, indices)
@@ -313,6 +321,14 @@ class _From:
 
   def __init__(self, plan, start):
     self._plan, self._start = plan, start
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    if multiprocessing.parent_process() is not None:
+      # In a worker. A signal to the whole group is for the main process, which
+      # still wants the batches of the step that it will stop after.
+      with contextlib.suppress(ValueError):  # Not in the main thread.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   def __len__(self):
     return len(self._plan) - self._start

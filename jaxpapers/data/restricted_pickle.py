@@ -9,11 +9,33 @@ import numpy as np
 from jaxpapers.data import files
 
 
-def _latin1(text, encoding='latin1'):
-  """What Python 3 writes for bytes in a pickle of protocol 2."""
-  if encoding != 'latin1':
-    raise pickle.UnpicklingError(f'bytes in the encoding {encoding!r}')
-  return text.encode('latin1')
+class _Latin1:
+  """What Python 3 writes for bytes in a pickle of protocol 2.
+
+  No function: a pickle could write the attributes of one.
+  """
+
+  __slots__ = ()
+
+  def __call__(self, text, encoding='latin1'):
+    if encoding != 'latin1':
+      raise pickle.UnpicklingError(f'bytes in the encoding {encoding!r}')
+    return text.encode('latin1')
+
+
+class _Dtype:
+  """Types of numbers and text.
+
+  An array of objects takes the bytes of a pickle for pointers.
+  """
+
+  __slots__ = ()
+
+  def __call__(self, *args):
+    dtype = np.dtype(*args)
+    if dtype.hasobject:
+      raise pickle.UnpicklingError(f'an array of {dtype}')
+    return dtype
 
 
 def _allowed():
@@ -27,8 +49,8 @@ def _allowed():
   scalar = np.uint8(0).__reduce__()[0]
   names = {
     ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
-    ('_codecs', 'encode'): _latin1,
+    ('numpy', 'dtype'): _Dtype(),
+    ('_codecs', 'encode'): _Latin1(),
   }
   for package in ('numpy.core', 'numpy._core'):
     names[f'{package}.multiarray', '_reconstruct'] = reconstruct

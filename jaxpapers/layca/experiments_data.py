@@ -95,7 +95,12 @@ def load(
 
 
 def training_batches(
-  splits: Splits, batch_size: int, *, seed: int, last_batch: bool
+  splits: Splits,
+  batch_size: int,
+  *,
+  seed: int,
+  last_batch: bool,
+  share: tuple[int, int] | None = None,
 ) -> Iterator[Any]:
   """Shuffled batches without end.
 
@@ -105,6 +110,8 @@ def training_batches(
     seed: of the order.
     last_batch: whether the smaller last batch of an epoch is used, filled up
       and with a 'mask'; else its examples are left out.
+    share: what this process loads, from `training.batch_share`; by default
+      its part of as many as there are processes.
 
   Returns:
     A resumable iterator of 'image', 'label' and, with `last_batch`, 'mask'.
@@ -115,11 +122,15 @@ def training_batches(
     seed=seed,
     remainder='pad' if last_batch else 'drop',
     batch_transform=functools.partial(_standardize, splits.mean, splits.std),
+    **_processes(share),
   )
 
 
 def evaluation_batches(
-  splits: Splits, split: str, batch_size: int
+  splits: Splits,
+  split: str,
+  batch_size: int,
+  share: tuple[int, int] | None = None,
 ) -> Iterator[Any]:
   """All examples of a split once, in order, the last batch filled up.
 
@@ -127,6 +138,7 @@ def evaluation_batches(
     splits: from `load`.
     split: 'train', 'validation' or 'test'.
     batch_size: examples of a batch, over all processes.
+    share: as in `training_batches`.
 
   Returns:
     An iterator of 'image', 'label' and 'mask'.
@@ -138,7 +150,14 @@ def evaluation_batches(
     num_epochs=1,
     remainder='pad',
     batch_transform=functools.partial(_standardize, splits.mean, splits.std),
+    **_processes(share),
   )
+
+
+def _processes(share):
+  if share is None:
+    return {}
+  return {'process_index': share[0], 'process_count': share[1]}
 
 
 def steps_per_epoch(examples: int, batch_size: int, last_batch: bool) -> int:
@@ -180,7 +199,12 @@ def _load_tiny_imagenet(folder, split):
   source = data.open_tiny_imagenet(folder, split)
   size = 500
   parts = data.batches(
-    source, size, shuffle=False, num_epochs=1, remainder='keep'
+    source,
+    size,
+    shuffle=False,
+    num_epochs=1,
+    remainder='keep',
+    **_processes((0, 1)),  # Every process keeps all of them.
   )
   images = np.empty((len(source), 64, 64, 3), np.uint8)
   for index, part in enumerate(parts):

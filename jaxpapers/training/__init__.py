@@ -17,6 +17,7 @@ from jaxpapers.training.loop import (
 )
 from jaxpapers.training.sharding import (
   batch_sharding,
+  batch_share,
   fsdp,
   make_mesh,
   put_batch,
@@ -43,6 +44,7 @@ __all__ = [
   'TensorBoard',
   'TrainState',
   'abstract_state',
+  'batch_share',
   'batch_sharding',
   'create_state',
   'estimate_flops',

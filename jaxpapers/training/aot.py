@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxpapers.training import job as job_lib
 from jaxpapers.training import sharding as sharding_lib
-from jaxpapers.training.throughput import peak_flops
+from jaxpapers.training.throughput import estimate_flops, peak_flops
 
 # Bytes of memory of one device, from Google's documentation of the chips.
 _MEMORY = {
@@ -54,8 +54,8 @@ class Report:
     temporaries: Memory in between.
     code: Size of the program.
     available: Memory of a device; None where it is not known.
-    flops: Floating-point operations.
-    bytes_accessed: Memory traffic.
+    flops: Operations of matrix products and convolutions.
+    bytes_accessed: Memory traffic; the body of a loop counts once.
     collectives: Name -> number of operations and bytes of their results.
     seconds: Time that compilation took.
     compiled: The compiled step.
@@ -138,7 +138,8 @@ def compile_job(
   description = topology_description(topology)
   mesh = sharding_lib.make_mesh(axes, description.devices)
   state, batch = job.abstract(mesh)
-  lowered = job.step(mesh).lower(state, batch)
+  step = job.step(mesh)
+  lowered = step.lower(state, batch)
   began = time.perf_counter()
   compiled = lowered.compile()
   seconds = time.perf_counter() - began
@@ -155,7 +156,7 @@ def compile_job(
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
     available=_MEMORY.get(kind),
-    flops=float(cost.get('flops', 0)),
+    flops=estimate_flops(step, state, batch) / mesh.size,
     bytes_accessed=float(cost.get('bytes accessed', 0)),
     collectives=count_collectives(compiled.as_text()),
     seconds=seconds,

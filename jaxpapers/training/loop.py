@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from jaxpapers.training.state import TrainState
 # Steps that may be under way before the loop waits for the oldest: enough to
 # keep devices busy, few enough to notice a NaN soon.
 _IN_FLIGHT = 4
-# Written when `stop_when` ends a run, so that the same command does not go on.
-_STOPPED = 'stopped.json'
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -110,7 +107,8 @@ def fit(
   the newest checkpoint and makes the same numbers as if nothing had happened,
   bit for bit on the same hardware. For that the position of the data iterator
   is saved too: an iterator with `get_state` and `set_state` (grain's have them)
-  is set; of any other the batches that were used up are drawn again.
+  is set, in every process to the state it had in the first; of any other the
+  batches that were used up are drawn again.
 
   SIGTERM saves a checkpoint and returns; a loss that is NaN or infinite stops
   the run before a checkpoint of it is written. A population goes on while one
@@ -118,7 +116,7 @@ def fit(
 
   Args:
     state: The state to begin with, from `create_state`. Its memory is used by
-      the first step.
+      the first step, or freed when the run resumes.
     train_step: What `make_train_step` made.
     batches: Trees of numpy arrays, this process's share of each batch.
     num_steps: Number of updates of the whole run, those of an interrupted one
@@ -129,7 +127,8 @@ def fit(
     evaluations: What to measure, and when.
     stop_when: Called with step, split and numbers of every row that is written;
       a text that it returns ends the run for that reason. All processes must
-      come to the same answer.
+      come to the same answer. When a run resumes, the rows before are shown to
+      it again: it may remember the best of them, say.
     log_every: Steps between two rows of training numbers, which are means over
       these steps.
     checkpoint_every: Steps between two checkpoints; by default ten in a run.
@@ -141,8 +140,8 @@ def fit(
     console: Whether to show a progress bar and lines of numbers.
     examples_per_step: Examples or tokens in a global batch, for the rate.
     flops_per_step: Floating-point operations of a step over all devices, for
-      the utilisation; by default counted by XLA where the device's peak is
-      known.
+      the utilisation; by default those of `estimate_flops`, where the device's
+      peak is known.
 
   Returns:
     The last state and why the run ended.
@@ -157,7 +156,7 @@ def fit(
   for name, value in (
     ('num_steps', num_steps),
     ('log_every', log_every),
-    ('checkpoint_every', checkpoint_every or 1),
+    ('checkpoint_every', 1 if checkpoint_every is None else checkpoint_every),
   ):
     if value < 1:
       raise ValueError(f'{name} is {value}; expected 1 or more.')
@@ -194,7 +193,7 @@ def fit(
 def _flops(given, train_step, state, batch) -> float | None:
   if given is not None or throughput.peak_flops() is None:
     return given
-  if not hasattr(train_step, 'lower'):
+  if not hasattr(train_step, 'trace'):
     return None
   return throughput.estimate_flops(train_step, state, batch)
 
@@ -215,13 +214,13 @@ class _Run:
   ):
     self.state, self.num_steps = state, num_steps
     self.batches = iter(batches)
-    self.workdir = workdir
+    self.workdir = workdir and epath.Path(workdir).expanduser()
     self.stop_when = stop_when
     self.checkpoint_every, self.log_every = checkpoint_every, log_every
     self.checkpoints = None
-    if workdir is not None:
+    if self.workdir is not None:
       self.checkpoints = checkpoint_lib.Checkpoints(
-        epath.Path(workdir) / 'checkpoints', keep
+        self.workdir / 'checkpoints', keep
       )
     self.step = _step_of(state)
     self.saved = None
@@ -236,13 +235,20 @@ class _Run:
     """Goes on from the newest checkpoint; why not, if the run was stopped."""
     if self.checkpoints is None or self.checkpoints.latest() is None:
       return None
-    self.state, position = self.checkpoints.restore(self.state)
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      self.state,
+    )
+    # Two states may be more than the devices hold.
+    for leaf in jax.tree.leaves(self.state):
+      leaf.delete()
+    self.state, position = self.checkpoints.restore(like)
     self.step = self.saved = _step_of(self.state)
     self.window = [
       {name: np.asarray(value) for name, value in row.items()}
       for row in position['window']
     ]
-    if hasattr(self.batches, 'set_state'):
+    if position['batches'] is not None and hasattr(self.batches, 'set_state'):
       self.batches.set_state(position['batches'])
     else:
       drawn = sum(1 for _ in itertools.islice(self.batches, self.step))
@@ -251,12 +257,12 @@ class _Run:
           f'batches ended after {drawn}; the run had used {self.step}.'
         )
     logging.info('Resumed from step %d of %s.', self.step, self.workdir)
-    note = epath.Path(self.workdir) / _STOPPED
-    if note.exists():
-      stopped = json.loads(note.read_text())
-      if stopped['step'] == self.step:
-        return stopped['message']
-    return None
+    reason = None
+    if self.stop_when is not None:
+      for step, split, row in writers.read_rows(self.workdir):
+        if step <= self.step:
+          reason = self.stop_when(step, split, row) or reason
+    return reason
 
   def open_writers(self, metric_writers, tensorboard, console) -> None:
     self.writers = [
@@ -283,6 +289,8 @@ class _Run:
 
   def train(self, train_step, mesh, evaluations, stop, throughput_of):
     rates = None
+    if mesh is not None:
+      _check_devices(self.state, mesh)
     if self.step == 0:
       for evaluation in evaluations:
         if evaluation.at_start:
@@ -290,13 +298,21 @@ class _Run:
           if reason:
             return self.end('stopped', reason)
     while self.step < self.num_steps:
-      batch = sharding_lib.put_batch(self.draw(), mesh)
+      batch = self.draw(stop)
+      if batch is None:
+        self.save()
+        return self.end('preempted', self.interrupted())
+      batch = sharding_lib.put_batch(batch, mesh)
+      if rates is None:
+        before = jax.tree.map(lambda x: x.sharding, self.state)
       self.state, metrics = train_step(self.state, batch)
       self.step += 1
       self.pending.append((self.step, metrics))
       if rates is None:
         # The first step compiles: it is part of no rate.
         self.drain(0)
+        if mesh is not None:
+          _check_shardings(before, self.state)
         rates = throughput_of(self.state, batch)
       else:
         rates.count()
@@ -305,19 +321,21 @@ class _Run:
         loss = self.window[-1]['loss'].mean() if self.window else None
         self.console.advance(self.step, loss)
       last = self.step == self.num_steps
-      reason = None
-      if self.step % self.log_every == 0 or last:
+      due = [e for e in evaluations if e.due(self.step, last)]
+      saving = last or self.step % self.checkpoint_every == 0
+      row = last or self.step % self.log_every == 0
+      if row or due or saving:
+        # Before the clock stops: these steps are among those it has counted.
         self.drain(0)
+      reason = None
+      if row:
         reason = self.write('train', _means(self.window) | rates.read())
         self.window.clear()
       rates.pause()
-      for evaluation in evaluations:
-        if evaluation.due(self.step, last):
-          self.drain(0)
-          reason = self.evaluate(evaluation) or reason
+      for evaluation in due:
+        reason = self.evaluate(evaluation) or reason
       preempted = stop.arrived(self.step) and not last
-      ending = last or reason or preempted
-      if ending or self.step % self.checkpoint_every == 0:
+      if saving or reason or preempted:
         self.save()
       if reason:
         return self.end('stopped', reason)
@@ -326,10 +344,16 @@ class _Run:
       rates.start()
     return self.end('done', '')
 
-  def draw(self):
+  def draw(self, stop):
+    """The next batch; None if reading it failed because of SIGTERM."""
     try:
       return next(self.batches)
-    except StopIteration:
+    except Exception as error:
+      # A signal to the whole process group ends worker processes, too.
+      if jax.process_count() == 1 and stop.arrived(self.step):
+        return None
+      if not isinstance(error, StopIteration):
+        raise
       raise ValueError(
         f'batches ended after step {self.step}; num_steps is'
         f' {self.num_steps}. Repeat the data, or ask for fewer steps.'
@@ -381,10 +405,11 @@ class _Run:
       # Steps since the last row, so that the next one is the same mean.
       'window': self.window,
     }
-    self.checkpoints.save(self.step, self.state, position)
-    self.saved = self.step
+    # First: rows that are lost would not be written again after the checkpoint.
     for writer in self.writers:
       writer.flush()
+    self.checkpoints.save(self.step, self.state, position)
+    self.saved = self.step
 
   def interrupted(self) -> str:
     if self.checkpoints is None:
@@ -398,17 +423,38 @@ class _Run:
   def end(self, reason, message) -> FitResult:
     if self.console is not None and message:
       self.console.say(message)
-    if reason == 'stopped' and self.workdir and jax.process_index() == 0:
-      note = epath.Path(self.workdir) / _STOPPED
-      temporary = note.parent / f'{_STOPPED}.partial'
-      temporary.write_text(json.dumps({'step': self.step, 'message': message}))
-      temporary.replace(note)
     return FitResult(self.state, self.step, reason, message)
 
 
 def _step_of(state: TrainState) -> int:
   """The step of a state, of a population that of its first member."""
-  return int(np.asarray(jax.device_get(state.step)).ravel()[0])
+  # Of a population over several processes each sees its own members.
+  return int(np.ravel(state.step.addressable_shards[0].data)[0])
+
+
+def _check_devices(state: TrainState, mesh: jax.sharding.Mesh) -> None:
+  devices = set(mesh.devices.flat)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if leaf.sharding.device_set != devices:
+      raise ValueError(
+        f'{sharding_lib.path_name(path)} of the state lies on'
+        f' {len(leaf.sharding.device_set)} device(s), the mesh has'
+        f' {len(devices)}. Give create_state, make_train_step and fit the same'
+        ' mesh.'
+      )
+
+
+def _check_shardings(before, state: TrainState) -> None:
+  """A step that moves the state would be compiled again, and may not fit."""
+  for (path, old), leaf in zip(
+    jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state)
+  ):
+    if not old.is_equivalent_to(leaf.sharding, leaf.ndim):
+      raise ValueError(
+        f'{sharding_lib.path_name(path)} lay on the mesh as {old.spec}, after'
+        f' the first step as {leaf.sharding.spec}. Give create_state and'
+        ' make_train_step the same rules.'
+      )
 
 
 def _any_finite(state: TrainState) -> bool:

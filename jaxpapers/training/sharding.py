@@ -155,6 +155,7 @@ def shard_rules(
   Example:
     >>> rules = [('Dense_.*/kernel', PartitionSpec(None, 'model'))]
   """
+  check_auto(mesh)
   compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
 
   def sharding(path, leaf):
@@ -203,6 +204,9 @@ def _fit(spec, name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple:
     parts = math.prod(mesh.shape[n] for n in names)
     if length == 1 or not names:
       fitted.append(None)
+    elif length % parts and name.startswith('opt_state'):
+      # Statistics of the optimizer are often smaller than their parameter.
+      fitted.append(None)
     elif length % parts:
       raise ValueError(
         f'{name} has shape {shape}: a dimension of {length} cannot be split'
@@ -214,18 +218,81 @@ def _fit(spec, name: str, shape: tuple[int, ...], mesh: Mesh) -> tuple:
   return tuple(fitted)
 
 
+def check_auto(mesh: Mesh) -> None:
+  """Refuses meshes whose shardings are part of types.
+
+  Raises:
+    ValueError: If an axis is Explicit, as `jax.make_mesh` makes them by itself.
+  """
+  if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    raise ValueError(
+      f'mesh has axes of types {mesh.axis_types}; expected Auto ones. Make it'
+      " with training.make_mesh('data:-1,model:2'), or give jax.make_mesh"
+      ' axis_types=(AxisType.Auto,) * number of axes.'
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sharding of a batch: its leading axis over the mesh's batch axes."""
   axes = tuple(name for name in BATCH_AXES if name in mesh.shape)
   return NamedSharding(mesh, PartitionSpec(axes if axes else None))
 
 
+def _batch_parts(mesh: Mesh) -> int:
+  return math.prod(
+    mesh.shape[name] for name in BATCH_AXES if name in mesh.shape
+  )
+
+
+def batch_share(mesh: Mesh | None = None) -> tuple[int, int]:
+  """Which part of every batch this process has to load.
+
+  Usually the k-th of as many parts as there are processes. Where a batch axis
+  does not separate processes (tensor parallelism wider than a host, a mesh
+  without batch axes), several load the same part.
+
+  Args:
+    mesh: The mesh; without one the process loads everything.
+
+  Returns:
+    Index of the part, and how many there are: `process_index` and
+    `process_count` of `jaxpapers.data.batches`.
+
+  Raises:
+    ValueError: If the processes' parts of a batch overlap or are not
+      contiguous.
+
+  Example:
+    >>> batch_share(make_mesh('data:-1'))
+    (0, 1)
+  """
+  if mesh is None or jax.process_count() == 1:
+    return 0, 1
+  parts = _batch_parts(mesh)
+  indices = batch_sharding(mesh).devices_indices_map((parts,))
+  owned: dict[int, set[int]] = {}
+  for device, (index,) in indices.items():
+    owned.setdefault(device.process_index, set()).add(index.start or 0)
+  shares = sorted({tuple(sorted(own)) for own in owned.values()})
+  # Equal parts in a row: the first is 0, 1, .. n - 1, and so on.
+  if [i for share in shares for i in share] != list(range(parts)) or (
+    len({len(share) for share in shares}) > 1
+  ):
+    raise ValueError(
+      f'mesh {dict(mesh.shape)} gives the processes the parts {shares} of a'
+      f' batch in {parts}; expected equal, contiguous parts. Put the batch axes'
+      ' first, or use sizes that the devices of a process divide.'
+    )
+  mine = tuple(sorted(owned[jax.process_index()]))
+  return shares.index(mine), len(shares)
+
+
 def put_batch(batch: Any, mesh: Mesh | None = None) -> Any:
   """Moves a batch to the devices, split over the mesh's batch axes.
 
   Args:
-    batch: Tree of numpy arrays `[local_batch, ...]`: the share of this process.
-      Leaves that are already on the devices pass through.
+    batch: Tree of numpy arrays `[local_batch, ...]`: the share of this process,
+      see `batch_share`. Leaves that are already on the devices pass through.
     mesh: The mesh; None for the default device.
 
   Returns:
@@ -239,23 +306,30 @@ def put_batch(batch: Any, mesh: Mesh | None = None) -> Any:
       lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), batch
     )
   sharding = batch_sharding(mesh)
-  parts = math.prod(mesh.shape[n] for n in BATCH_AXES if n in mesh.shape)
+  parts = _batch_parts(mesh)
+  shares = batch_share(mesh)[1]
 
   def put(path, x):
     if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(
       sharding, x.ndim
     ):
       return x
-    total = np.shape(x)[0] * jax.process_count() if np.ndim(x) else 0
+    if np.ndim(x) == 0:
+      raise ValueError(
+        f'batch leaf {path_name(path)!r} is a scalar; expected a leading axis'
+        ' of examples.'
+      )
+    total = np.shape(x)[0] * shares
     if total % parts or not total:
       raise ValueError(
-        f'batch leaf {path_name(path)!r} has shape {np.shape(x)} in each of'
-        f' {jax.process_count()} process(es): {total} examples cannot be split'
-        f' evenly over {parts} devices. Choose a batch size that {parts}'
-        ' divides.'
+        f'batch leaf {path_name(path)!r} has shape {np.shape(x)}, one of'
+        f' {shares} part(s): {total} examples cannot be split evenly over'
+        f' {parts} devices. Choose a batch size that {parts} divides.'
       )
     if jax.process_count() == 1:
       return jax.device_put(x, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return jax.make_array_from_process_local_data(
+      sharding, np.asarray(x), (total, *np.shape(x)[1:])
+    )
 
   return jax.tree_util.tree_map_with_path(put, batch)

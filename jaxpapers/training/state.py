@@ -23,7 +23,8 @@ class TrainState:
     model_state: What the model keeps besides parameters (`batch_stats` ...).
     opt_state: State of the optax transform.
     rng: Typed key. It stays the same; steps fold their number into it.
-    ema_params: Exponential moving average of the parameters, or None.
+    ema_params: Exponential moving average of the parameters, in float32 at
+      least, or None.
   """
 
   step: jax.Array
@@ -128,6 +129,13 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
   )
 
 
+def _average(x):
+  """A copy, since the step donates both; bfloat16 would never move."""
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.copy(x)
+
+
 def state_maker(init, tx, rng, *, ema: bool) -> Callable[[Any], TrainState]:
   """Function from a key, or keys, to the state of step 0."""
   if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or len(rng.shape) > 1:
@@ -138,15 +146,20 @@ def state_maker(init, tx, rng, *, ema: bool) -> Callable[[Any], TrainState]:
 
   def make(key):
     init_key, step_key = jax.random.split(key)
-    params, model_state = init(init_key)
+    made = init(init_key)
+    if not isinstance(made, tuple) or len(made) != 2:
+      raise TypeError(
+        f'init returned a {type(made).__name__}; expected a pair (params,'
+        ' model_state), with model_state {} where the model keeps nothing else.'
+      )
+    params, model_state = made
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       model_state=model_state,
       opt_state=tx.init(params),
       rng=step_key,
-      # A copy: the step donates both.
-      ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+      ema_params=jax.tree.map(_average, params) if ema else None,
     )
 
   return jax.vmap(make) if len(rng.shape) == 1 else make

@@ -49,8 +49,9 @@ def make_train_step(
     ema: Decay of the moving average of the parameters, a number or a function
       of the step; needs a state made with `ema=True`.
     compute_dtype: Floating-point parameters are cast to this type before the
-      loss (jnp.bfloat16, say), once for the step. Gradients, optimizer and the
-      stored parameters keep their own. Give the modules the same `dtype`.
+      loss (jnp.bfloat16, say), once for the step. Optimizer and stored
+      parameters keep their own, accumulated gradients are float32. Give the
+      modules the same `dtype`.
     population: Whether all leaves of the state have a leading axis of members,
       each trained on the same batches.
     donate: Whether the memory of the state that is passed in may be used again;
@@ -63,8 +64,10 @@ def make_train_step(
     one entry per member in a population.
 
   Raises:
-    ValueError: If `accumulate` is less than 1 or, when called, does not divide
-      the batch, or the state has no moving average to update.
+    ValueError: If `accumulate` or `ema` is out of range or, when called,
+      `accumulate` does not divide the batch, or the state does not fit: a
+      moving average on one side only, a population or none.
+    TypeError: When called: if the loss returns something else.
 
   Example:
     >>> def loss_fn(params, model_state, batch, rng):
@@ -74,13 +77,16 @@ def make_train_step(
   """
   if accumulate < 1:
     raise ValueError(f'accumulate is {accumulate}; expected 1 or more.')
+  if ema is not None and not callable(ema):
+    if isinstance(ema, bool) or not 0 <= ema < 1:
+      raise ValueError(
+        f'ema is {ema}; expected a decay of at least 0 and below 1, as .9999,'
+        ' or a function of the step.'
+      )
+  if mesh is not None:
+    sharding_lib.check_auto(mesh)
 
   def one(state: TrainState, batch):
-    if ema is not None and state.ema_params is None:
-      raise ValueError(
-        'ema is set, but the state keeps no moving average. Make it with'
-        ' create_state(..., ema=True).'
-      )
     rng = jax.random.fold_in(state.rng, state.step)
     gradients, model_state, metrics = _gradients(
       loss_fn, state, batch, rng, accumulate, compute_dtype
@@ -91,9 +97,9 @@ def make_train_step(
     if ema is not None:
       decay = ema(state.step) if callable(ema) else ema
       averages = jax.tree.map(
-        lambda average, p: (average + (1 - decay) * (p - average)).astype(
-          average.dtype
-        ),
+        lambda average, p: (
+          average + (1 - decay) * (p.astype(average.dtype) - average)
+        ).astype(average.dtype),
         averages,
         params,
       )
@@ -111,6 +117,7 @@ def make_train_step(
     return state, metrics
 
   def step(state: TrainState, batch):
+    _check_state(state, ema is not None, population)
     if mesh is not None:
       batch = jax.lax.with_sharding_constraint(
         batch, sharding_lib.batch_sharding(mesh)
@@ -133,24 +140,49 @@ def make_train_step(
   return jax.jit(step, donate_argnums=(0,) if donate else ())
 
 
+def _check_state(state: TrainState, ema: bool, population: bool) -> None:
+  """Refuses states that were made for another step."""
+  if ema and state.ema_params is None:
+    raise ValueError(
+      'ema is set, but the state keeps no moving average. Make it with'
+      ' create_state(..., ema=True).'
+    )
+  if not ema and state.ema_params is not None:
+    raise ValueError(
+      'the state keeps a moving average that this step would leave as it is,'
+      ' and evaluations would look at it. Give make_train_step a decay,'
+      ' ema=.9999, or make the state without ema.'
+    )
+  if state.step.ndim != population:
+    raise ValueError(
+      f'population is {population}, but step has shape {state.step.shape} in'
+      ' the state; give create_state a vector of keys for a population, one key'
+      ' for a single run.'
+    )
+
+
 def _gradients(loss_fn, state, batch, rng, accumulate, compute_dtype):
   """Gradients, model state and metrics of a batch, in microbatches."""
-
-  def loss_of(params, model_state, batch, rng):
-    if compute_dtype is not None:
-      params = _cast(params, compute_dtype)
-    loss, (model_state, metrics) = loss_fn(params, model_state, batch, rng)
-    return loss, (model_state, dict(metrics))
+  params = state.params
+  if compute_dtype is not None:
+    params = _cast(params, compute_dtype)
 
   def of(model_state, batch, rng):
-    (loss, (model_state, metrics)), gradients = jax.value_and_grad(
-      loss_of, has_aux=True
-    )(state.params, model_state, batch, rng)
-    metrics = {'loss': loss} | metrics
-    return gradients, model_state, metrics
+    (loss, (new, metrics)), gradients = jax.value_and_grad(
+      lambda params: _checked(loss_fn(params, model_state, batch, rng)),
+      has_aux=True,
+    )(params)
+    if jax.tree.structure(new) != jax.tree.structure(model_state):
+      raise TypeError(
+        'loss_fn returned a model_state of another structure'
+        f' ({jax.tree.structure(new)}) than it was given'
+        f' ({jax.tree.structure(model_state)}).'
+      )
+    return gradients, new, {'loss': loss} | metrics
 
   if accumulate == 1:
-    return of(state.model_state, batch, rng)
+    gradients, model_state, metrics = of(state.model_state, batch, rng)
+    return _like(gradients, state.params), model_state, metrics
 
   micro = jax.tree_util.tree_map_with_path(
     lambda path, x: _split(path, x, accumulate), batch
@@ -183,16 +215,28 @@ def _gradients(loss_fn, state, batch, rng, accumulate, compute_dtype):
   (gradients, sums, total, model_state), _ = jax.lax.scan(
     body, carry, (jnp.arange(accumulate), micro)
   )
-  divisor = jnp.where(total > 0, total, 1)
-  gradients = jax.tree.map(
-    lambda g, like: (g / divisor.astype(g.dtype)).astype(like.dtype),
-    gradients,
-    shapes[0],
-  )
-  metrics = jax.tree.map(lambda m: m / divisor, sums)
+  # Where nothing at all was counted this is NaN, as it is without accumulation.
+  gradients = jax.tree.map(lambda g: g / total.astype(g.dtype), gradients)
+  gradients = _like(gradients, state.params)
+  metrics = jax.tree.map(lambda m: m / total.astype(m.dtype), sums)
   if has_count:
     metrics['count'] = total
   return gradients, model_state, metrics
+
+
+def _checked(returned):
+  """What a loss returned, if it is what it should return."""
+  wanted = '(loss, (model_state, metrics)), metrics a dictionary of scalars'
+  match returned:
+    case (loss, (model_state, dict() as metrics)):
+      return loss, (model_state, dict(metrics))
+  shape = jax.tree.map(lambda x: type(x).__name__, returned)
+  raise TypeError(f'loss_fn returned {str(shape)[:200]}; expected {wanted}.')
+
+
+def _like(gradients, params):
+  """Gradients in the types of their parameters."""
+  return jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
 
 
 def _split(path, x, parts: int):
@@ -310,7 +354,8 @@ def evaluate(
   means = {}
   for name in results[0]:
     values = np.stack([metrics[name] for metrics in results])
+    weights = counts.reshape(counts.shape + (1,) * (values.ndim - counts.ndim))
     # A batch of nothing but padding may well have a mean of 0 / 0.
-    values = np.where(counts > 0, values * counts, 0)
-    means[name] = values.sum(0) / total
+    values = np.where(weights > 0, values * weights, 0)
+    means[name] = values.sum(0) / weights.sum(0)
   return means | {'count': total}

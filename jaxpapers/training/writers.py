@@ -43,7 +43,7 @@ class JsonLines:
       step: Step of the checkpoint from which the run resumes, -1 for a new
         run: what an interrupted run wrote after it will be written again.
     """
-    folder = epath.Path(folder)
+    folder = epath.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     self._path = folder / METRICS_FILE
     self._lines = [
@@ -64,6 +64,12 @@ class JsonLines:
     temporary.replace(self._path)
 
   def write(self, step, split, metrics):
+    reserved = {'step', 'split'} & set(metrics)
+    if reserved:
+      raise ValueError(
+        f'a metric of {split!r} is called {reserved.pop()!r}, which is a column'
+        ' of every row. Choose another name.'
+      )
     row = {'step': int(step), 'split': split}
     row |= {name: _jsonable(value) for name, value in metrics.items()}
     line = json.dumps(row)
@@ -215,8 +221,7 @@ def read_metrics(
     'step' `[rows]` int64 and every metric `[rows, ...]` float64, rows in the
     order of steps; NaN where a row lacks a metric. Empty without such rows.
   """
-  rows = [r for r in _rows(epath.Path(folder) / METRICS_FILE)]
-  rows = [row for row in rows if row.get('split') == split]
+  rows = [r for r in _rows(_metrics_path(folder)) if r.get('split') == split]
   if not rows:
     return {}
   names = dict.fromkeys(
@@ -230,6 +235,31 @@ def read_metrics(
       [np.array(row[name], float) if name in row else missing for row in rows]
     )
   return columns
+
+
+def read_rows(
+  folder: str | os.PathLike,
+) -> list[tuple[int, str, dict[str, Any]]]:
+  """All rows of a run's `metrics.jsonl`, in the order of writing.
+
+  Args:
+    folder: The run's folder.
+
+  Returns:
+    Step, split and metrics of each: floats, or arrays in a population.
+  """
+  found = []
+  for row in _rows(_metrics_path(folder)):
+    step, split = row.pop('step'), row.pop('split')
+    metrics = {name: np.array(value, float) for name, value in row.items()}
+    found.append(
+      (step, split, {n: v if v.ndim else v[()] for n, v in metrics.items()})
+    )
+  return found
+
+
+def _metrics_path(folder) -> epath.Path:
+  return epath.Path(folder).expanduser() / METRICS_FILE
 
 
 def _rows(path: epath.Path) -> list[dict[str, Any]]:

@@ -419,6 +419,12 @@ class RandomnessTest(parameterized.TestCase):
     }
     self.assertLen(draws, 27)
 
+  def test_padding_keeps_a_mask_of_the_examples(self):
+    examples = _arrays() | {'mask': np.arange(23)}
+    batches = data.batches(examples, 10, remainder='pad')
+    with self.assertRaisesRegex(ValueError, "have a 'mask' of their own"):
+      next(batches)
+
 
 if __name__ == '__main__':
   absltest.main()

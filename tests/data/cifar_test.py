@@ -210,9 +210,10 @@ class DamagedCifarTest(parameterized.TestCase):
   def _assert_refused(self, content, message, name='test_batch'):
     contents, _ = _cifar10('python')
     contents[name] = content
-    _put(self.root, contents, 'cifar-10-batches-py')
+    root = pathlib.Path(tempfile.mkdtemp(dir=self.root))
+    _put(root, contents, 'cifar-10-batches-py')
     with self.assertRaisesRegex(data.CorruptFileError, f'{name}: .*{message}'):
-      data.load_cifar10(self.root, 'test')
+      data.load_cifar10(root, 'test')
 
   @parameterized.parameters(0, 2, 4)
   def test_pickle_that_runs_code_is_refused_and_runs_none(self, protocol):
@@ -240,6 +241,27 @@ class DamagedCifarTest(parameterized.TestCase):
   )
   def test_other_ways_out(self, content, message):
     self._assert_refused(content, message)
+
+  @parameterized.parameters(2, 4)
+  def test_arrays_of_objects(self, protocol):
+    # Their bytes would be taken for pointers.
+    array = np.array([1, 'two'], object)
+    self._assert_refused(
+      pickle.dumps({'data': array}, protocol), 'an array of object'
+    )
+    record = np.zeros(2, [('a', object), ('b', int)])
+    self._assert_refused(pickle.dumps(record, protocol), 'an array of object')
+
+  def test_nothing_of_the_program_is_written(self):
+    # BUILD sets the attributes of the function that decodes bytes.
+    build = b'}X\x0c\x00\x00\x00__defaults__X\x05\x00\x00\x00utf-8\x85s'
+    self._assert_refused(
+      b'\x80\x02c_codecs\nencode\nN' + build + b'\x86b.', 'refused or damaged'
+    )
+    contents, rows = _cifar10('python')
+    _put(self.root, contents, 'cifar-10-batches-py')
+    found = data.load_cifar10(self.root, 'test')['label']
+    self.assertEqual(found.tolist(), rows[-1][1])
 
   def test_cut_pickle(self):
     contents, _ = _cifar10('python')

@@ -95,6 +95,36 @@ class DevicesTest(parameterized.TestCase):
       self.assertEqual(found['momentum'], shard)
 
 
+class MisuseTest(absltest.TestCase):
+  def test_state_and_step_disagree(self):
+    out = devices.run(
+      """
+      import json
+      import jax, optax
+      from jax.sharding import PartitionSpec as P
+      from jaxpapers import training
+      from tests.training import toy
+      tx = optax.sgd(0.1)
+      mesh = training.make_mesh('data:4,model:2')
+      rules = [('Dense_0/kernel', P(None, 'model'))]
+      messages = []
+      for state_mesh, state_rules in ((mesh, rules), (None, ())):
+        state = training.create_state(
+          toy.init, tx, jax.random.key(0), mesh=state_mesh, rules=state_rules)
+        step = training.make_train_step(toy.loss_fn, tx, mesh=mesh)
+        try:
+          training.fit(state, step, toy.Batches(), num_steps=3, mesh=mesh,
+                       console=False)
+        except ValueError as error:
+          messages.append(str(error))
+      print(json.dumps(messages))
+      """
+    )
+    rules, mesh = json.loads(out.splitlines()[-1])
+    self.assertRegex(rules, 'params/Dense_0/kernel lay .*the same rules')
+    self.assertRegex(mesh, r'lies on 1 device\(s\), the mesh has 8.*same mesh')
+
+
 class PopulationTest(absltest.TestCase):
   def test_members_on_their_own_devices(self):
     out = devices.run(

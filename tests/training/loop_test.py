@@ -7,6 +7,7 @@ import pathlib
 import signal
 import tempfile
 import threading
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import training
+from jaxpapers.training import throughput
 from tests.training import toy
 
 
@@ -89,6 +91,104 @@ class LoopTest(parameterized.TestCase):
     for row in found:
       if row['step'] != 24:  # Its last step is alone: 23 was a row's end.
         self.assertIn(row, expected)
+
+  def test_resuming_frees_the_initial_state(self):
+    # Two states may be more than a device holds.
+    tx = optax.sgd(0.1)
+    for steps in (3, 5):
+      state = training.create_state(toy.plain_init, tx, jax.random.key(0))
+      result = training.fit(
+        state,
+        training.make_train_step(toy.plain_loss_fn, tx, donate=False),
+        toy.Batches(),
+        num_steps=steps,
+        workdir=self.folder,
+        console=False,
+      )
+    self.assertEqual(result.step, 5)
+    self.assertTrue(state.params['w'].is_deleted())
+
+  def test_clock_counts_the_time_of_the_steps_it_counts(self):
+    # Every step is finished before the clock is stopped for an evaluation.
+    made, fetched, seen = [], [], []
+    tx = optax.sgd(0.1)
+    state = training.create_state(toy.plain_init, tx, jax.random.key(0))
+    step = training.make_train_step(toy.plain_loss_fn, tx)
+
+    def counting(state, batch):
+      made.append(1)
+      return step(state, batch)
+
+    device_get = jax.device_get
+
+    def fetching(x):
+      fetched.extend([1] * (isinstance(x, dict) and 'loss' in x))
+      return device_get(x)
+
+    pause = throughput.Throughput.pause
+
+    def pausing(clock):
+      if clock._began is not None:
+        seen.append((len(made), len(fetched)))
+      pause(clock)
+
+    with (
+      mock.patch.object(jax, 'device_get', fetching),
+      mock.patch.object(throughput.Throughput, 'pause', pausing),
+    ):
+      training.fit(
+        state,
+        counting,
+        toy.Batches(),
+        num_steps=12,
+        workdir=self.folder,
+        log_every=5,
+        checkpoint_every=7,
+        evaluations=[training.Evaluation('e', lambda s: {}, every=3)],
+        console=False,
+      )
+    # Steps with a row, an evaluation or a checkpoint after them.
+    due = {3, 5, 6, 7, 9, 10, 12}
+    self.assertContainsSubset(due, {made for made, _ in seen})
+    for made_then, fetched_then in seen:
+      if made_then in due:
+        self.assertEqual(made_then, fetched_then)
+
+  def test_home_folder(self):
+    with mock.patch.dict(os.environ, HOME=str(self.folder)):
+      self.toy_run('x', 3)
+      toy.run('~/run', 3, console=False, tensorboard=False)
+    self.assertSameElements(
+      os.listdir(self.folder / 'run'), os.listdir(self.folder / 'x')
+    )
+    self.assertFalse(os.path.exists('~'))
+
+  def test_iterator_gains_a_position(self):
+    class Plain:
+      def __init__(self):
+        self.batches = toy.Batches()
+
+      def __iter__(self):
+        return self
+
+      def __next__(self):
+        return next(self.batches)
+
+    results = []
+    for kinds in ((toy.Batches,), (Plain, toy.Batches)):
+      for steps, kind in zip((5, 9)[-len(kinds) :], kinds):
+        tx = optax.sgd(0.1)
+        state = training.create_state(toy.plain_init, tx, jax.random.key(0))
+        result = training.fit(
+          state,
+          training.make_train_step(toy.plain_loss_fn, tx),
+          kind(),
+          num_steps=steps,
+          workdir=self.folder / str(len(kinds)),
+          console=False,
+        )
+      results.append(result.state.params['w'])
+    np.testing.assert_array_equal(*results)
 
   def test_finished_run_is_not_run_again(self):
     self.toy_run('run', 12)
@@ -165,7 +265,7 @@ class LoopTest(parameterized.TestCase):
     def stop(step, split, metrics):
       self.assertIn(split, ('train', 'eval'))
       if split == 'eval' and metrics['value'] > 7:
-        return f'value {metrics["value"]} is large'
+        return f'value {metrics["value"]:g} is large'
       return None
 
     tx = optax.sgd(0.1)
@@ -192,6 +292,36 @@ class LoopTest(parameterized.TestCase):
     # The same command does not train on.
     again = fit()
     self.assertEqual((again.step, again.message), (8, 'value 8 is large'))
+
+  def test_stop_when_sees_again_what_came_before(self):
+    def patience():
+      seen = []
+
+      def stop(step, split, metrics):
+        del step
+        if split == 'eval':
+          seen.append(metrics['value'])
+        return 'enough' if len(seen) == 5 else None
+
+      return stop
+
+    for name, ends in (('straight', (30,)), ('cut', (6, 30))):
+      for end in ends:
+        tx = optax.sgd(0.1)
+        state = training.create_state(toy.plain_init, tx, jax.random.key(0))
+        result = training.fit(
+          state,
+          training.make_train_step(toy.plain_loss_fn, tx),
+          toy.Batches(),
+          num_steps=end,
+          workdir=self.folder / name,
+          evaluations=[
+            training.Evaluation('eval', lambda s: {'value': 1.0}, every=2)
+          ],
+          stop_when=patience(),
+          console=False,
+        )
+      self.assertEqual((result.step, result.reason), (10, 'stopped'))
 
   @parameterized.parameters('loss', 'parameters')
   def test_not_a_number(self, where):
@@ -316,8 +446,8 @@ class LoopTest(parameterized.TestCase):
 
   @parameterized.parameters('num_steps', 'log_every', 'checkpoint_every')
   def test_bad_numbers(self, name):
-    options = {'num_steps': 5, name: -1}
-    with self.assertRaisesRegex(ValueError, f'{name} is -1'):
+    options = {'num_steps': 5, name: 0}
+    with self.assertRaisesRegex(ValueError, f'{name} is 0'):
       training.fit(None, None, [], **options)
 
   def test_evaluation_never(self):

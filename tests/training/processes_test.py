@@ -1,6 +1,7 @@
 """Runs in processes of their own: killed, told to stop, two as one."""
 
 import json
+import os
 import pathlib
 import signal
 import socket
@@ -9,13 +10,15 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+import pytest
 from absl.testing import absltest
 
 from tests.helpers import scripts
 from tests.helpers.repository import ROOT
 
 
-def start(*flags) -> subprocess.Popen:
+def start(*flags, **options) -> subprocess.Popen:
   """The toy program as a process."""
   return subprocess.Popen(
     [sys.executable, '-m', 'tests.training.toy', *flags],
@@ -25,6 +28,7 @@ def start(*flags) -> subprocess.Popen:
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    **options,
   )
 
 
@@ -113,6 +117,52 @@ class ProcessesTest(absltest.TestCase):
       self.assertEqual(a['step'], b['step'])
       # Sums in another order, in float32, and Adam in between.
       self.assertAlmostEqual(a['loss'], b['loss'], delta=1e-6)
+
+  def test_processes_that_share_a_part_of_the_batch(self):
+    # The mesh has no batch axis: both load all of it, and split the model.
+    self.run_toy('one', '--num_steps=12')
+    for code, out, err in self.two('two', '--num_steps=12', '--mesh=model:2'):
+      self.assertEqual(code, 0, out + err)
+    expected, found = rows(self.folder / 'one'), rows(self.folder / 'two')
+    np.testing.assert_allclose(
+      [row['loss'] for row in found],
+      [row['loss'] for row in expected],
+      rtol=0,
+      atol=1e-6,
+    )
+
+  def test_population_over_processes(self):
+    flags = ('--num_steps=12', '--members=2')
+    self.run_toy('one', *flags)
+    ends = self.two('two', *flags, '--mesh=population:2')
+    for code, out, err in ends:
+      self.assertEqual(code, 0, out + err)
+    expected, found = rows(self.folder / 'one'), rows(self.folder / 'two')
+    np.testing.assert_allclose(
+      [row['loss'] for row in found],
+      [row['loss'] for row in expected],
+      rtol=0,
+      atol=1e-6,
+    )
+
+  @pytest.mark.slow
+  def test_sigterm_to_the_group_with_workers(self):
+    # As terminals and some schedulers send it: to grain's processes, too.
+    process = start(
+      f'--workdir={self.folder / "run"}',
+      '--num_steps=1000000',
+      '--num_workers=2',
+      start_new_session=True,
+    )
+    metrics = self.folder / 'run' / 'metrics.jsonl'
+    for _ in range(1200):
+      if metrics.exists() and metrics.read_text():
+        break
+      time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, out, err = finish(process)
+    self.assertEqual(code, 0, out + err)
+    self.assertRegex(out, r'SIGTERM: saved step \d+ of 1000000 in .*\n')
 
   def test_sigterm_to_one_of_two_stops_both(self):
     ends = self.two('two', '--num_steps=100000', '--pause=0.01', interrupt=1)

@@ -29,6 +29,23 @@ class MeshTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, words):
       training.make_mesh(axes)
 
+  def test_axes_that_are_part_of_types(self):
+    mesh = jax.make_mesh(
+      (1,), ('data',), axis_types=(jax.sharding.AxisType.Explicit,)
+    )
+    with self.assertRaisesRegex(ValueError, 'expected Auto.*make_mesh'):
+      training.shard_rules({'a': np.ones(2)}, [], mesh)
+    with self.assertRaisesRegex(ValueError, 'expected Auto'):
+      training.make_train_step(lambda *args: None, None, mesh=mesh)
+
+  def test_share_of_a_batch(self):
+    self.assertEqual(training.batch_share(None), (0, 1))
+    self.assertEqual(training.batch_share(training.make_mesh('data:1')), (0, 1))
+
+  def test_scalars_in_a_batch(self):
+    with self.assertRaisesRegex(ValueError, "'temperature' is a scalar"):
+      training.put_batch({'temperature': 1.0}, training.make_mesh('data:1'))
+
 
 class RulesTest(parameterized.TestCase):
   """On a mesh of one device: specs are formed as on any other."""
@@ -119,6 +136,9 @@ class EightDevicesTest(parameterized.TestCase):
           training.make_mesh('population:2,data:4'), population=True)),
         'batch': error(lambda: training.put_batch(
           {'x': np.zeros((6, 3))}, mesh)),
+        'statistics': str(training.shard_rules(
+          {'opt_state': {'row': {'w': np.zeros((2, 5))}}}, rules, mesh
+        )['opt_state']['row']['w'].spec),
         'big': str(flat['params']['w'].spec),
         'small': str(flat['params']['b'].spec),
         'shard': batch['x'].addressable_shards[0].data.shape,
@@ -135,6 +155,9 @@ class EightDevicesTest(parameterized.TestCase):
     )
     self.assertRegex(self.found['members'], '3 members.*size 2')
     self.assertRegex(self.found['batch'], "'x'.*6 examples.*4 devices")
+
+  def test_statistics_that_do_not_divide_are_replicated(self):
+    self.assertEqual(self.found['statistics'], str(PartitionSpec()))
 
   def test_fsdp_splits_the_largest_dimension_of_large_leaves(self):
     self.assertEqual(self.found['big'], str(PartitionSpec('data')))

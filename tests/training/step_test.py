@@ -227,7 +227,72 @@ class StepTest(parameterized.TestCase):
     step(state, toy.example_batch(0))
     self.assertFalse(state.params['w'].is_deleted())
 
+  def test_average_of_half_precision_moves(self):
+    def init(key):
+      params, state = toy.plain_init(key)
+      return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), state
+
+    state, step = make(
+      toy.plain_loss_fn, init, tx=optax.sgd(1.0), ema=0.999, donate=False
+    )
+    self.assertEqual(state.ema_params['w'].dtype, jnp.float32)
+    new, _ = step(state, toy.example_batch(0))
+    # A thousandth of the step is below the last digit of bfloat16. Inside the
+    # program the new parameters have more digits than what comes out.
+    np.testing.assert_allclose(
+      new.ema_params['w'] - state.ema_params['w'],
+      0.001 * (new.params['w'] - state.params['w']).astype(np.float32),
+      atol=1e-5,
+    )
+    self.assertGreater(abs(new.params['w'] - state.params['w']).max(), 0.05)
+
+  def test_states_of_another_step(self):
+    batch = toy.example_batch(0)
+    averaged, _ = plain(ema=0.9)
+    _, without = plain()
+    with self.assertRaisesRegex(ValueError, 'keeps a moving average'):
+      without(averaged, batch)
+    keys = jax.random.split(jax.random.key(0), 3)
+    many, step = plain(rng=keys, population=True)
+    single, _ = plain()
+    with self.assertRaisesRegex(ValueError, r'False, but step has shape \(3,'):
+      without(many, batch)
+    with self.assertRaisesRegex(ValueError, r'True, but step has shape \(\)'):
+      step(single, batch)
+
+  @parameterized.parameters(
+    (lambda *a: toy.plain_loss_fn(*a)[0], 'expected .loss, .model_state'),
+    (
+      lambda *a: (toy.plain_loss_fn(*a)[0], {'twice': 1, 'count': 2}),
+      'expected .loss, .model_state',
+    ),
+    (
+      lambda *a: (toy.plain_loss_fn(*a)[0], ({'new': jnp.ones(())}, {})),
+      'model_state of another structure',
+    ),
+  )
+  def test_losses_of_another_form(self, loss_fn, words):
+    state, step = plain()
+    step = training.make_train_step(loss_fn, optax.sgd(1))
+    state = state.replace(opt_state=optax.sgd(1).init(state.params))
+    with self.assertRaisesRegex(TypeError, words):
+      step(state, toy.example_batch(0))
+
+  def test_nothing_to_count(self):
+    batch = toy.example_batch(0) | {'weight': np.zeros(32, np.float32)}
+    for accumulate in (1, 4):
+      state, step = plain(accumulate=accumulate)
+      _, metrics = step(state, batch)
+      self.assertTrue(np.isnan(metrics['loss']))
+
   def test_bad_input(self):
+    for ema in (True, 1.0, -0.1):
+      with self.assertRaisesRegex(ValueError, f'ema is {ema}'):
+        training.make_train_step(toy.loss_fn, optax.sgd(1), ema=ema)
+    with self.assertRaisesRegex(TypeError, 'init returned a dict'):
+      training.create_state(
+        lambda key: toy.plain_init(key)[0], optax.sgd(1), jax.random.key(0)
+      )
     with self.assertRaisesRegex(ValueError, 'accumulate is 0'):
       training.make_train_step(toy.loss_fn, optax.sgd(1), accumulate=0)
     state, step = plain(accumulate=5)
@@ -290,6 +355,16 @@ class EvaluateTest(parameterized.TestCase):
     found = training.evaluate(state, step, [toy.example_batch(0)] * 2)
     self.assertEqual(found['loss'].shape, (2,))
     self.assertNotEqual(found['loss'][0], found['loss'][1])
+
+  def test_vectors_as_long_as_there_are_batches(self):
+    state, _ = plain()
+    step = training.make_eval_step(
+      lambda p, s, b: {'mean': (b['x'][:, :2] ** 2).mean(0)}
+    )
+    batches = [toy.example_batch(0, 32), toy.example_batch(1, 8)]
+    found = training.evaluate(state, step, batches)
+    total = np.concatenate([b['x'][:, :2] for b in batches])
+    np.testing.assert_allclose(found['mean'], (total**2).mean(0), rtol=1e-6)
 
   def test_no_batches(self):
     state, _ = plain()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpapers import training
+from jaxpapers import data, training
 
 CLASSES = 4
 FEATURES = 8
@@ -115,20 +115,39 @@ class Batches:
 
 
 @functools.cache
-def _start(mesh):
+def _start(mesh, members=0):
   """State and step, compiled once for all tests of a process."""
   tx = optax.adam(1e-2)
-  state = training.create_state(
-    init, tx, jax.random.key(0), mesh=mesh, ema=True
+  rng = jax.random.key(0)
+  if members:
+    rng = jax.random.split(rng, members)
+  state = training.create_state(init, tx, rng, mesh=mesh, ema=True)
+  step = training.make_train_step(
+    loss_fn, tx, mesh=mesh, ema=0.9, population=bool(members)
   )
-  return state, training.make_train_step(loss_fn, tx, mesh=mesh, ema=0.9)
+  return state, step
 
 
-def run(workdir, num_steps, pause=0.0, mesh=None, kill_at=None, **options):
+def run(
+  workdir,
+  num_steps,
+  pause=0.0,
+  mesh=None,
+  kill_at=None,
+  members=0,
+  num_workers=0,
+  **options,
+):
   """Trains the model; returns what `fit` returns."""
-  state, step = _start(mesh)
-  count, index = jax.process_count(), jax.process_index()
+  state, step = _start(mesh, members)
+  index, count = training.batch_share(mesh)
   size = 32 // count
+  batches = Batches(share=slice(index * size, (index + 1) * size), pause=pause)
+  if num_workers:
+    examples = [
+      {name: x[i] for name, x in example_batch(0).items()} for i in range(32)
+    ]
+    batches = data.batches(examples, 8, num_workers=num_workers)
 
   def kill(step, split, metrics):
     del split, metrics
@@ -138,7 +157,7 @@ def run(workdir, num_steps, pause=0.0, mesh=None, kill_at=None, **options):
   return training.fit(
     jax.tree.map(jnp.copy, state),  # The step takes its memory.
     step,
-    Batches(share=slice(index * size, (index + 1) * size), pause=pause),
+    batches,
     num_steps=num_steps,
     workdir=workdir,
     mesh=mesh,
@@ -156,6 +175,9 @@ def main() -> int:
   parser.add_argument('--num_steps', type=int, default=40)
   parser.add_argument('--pause', type=float, default=0.0)
   parser.add_argument('--kill_at', type=int)
+  parser.add_argument('--mesh', default='data:-1')
+  parser.add_argument('--members', type=int, default=0)
+  parser.add_argument('--num_workers', type=int, default=0)
   parser.add_argument('--coordinator')
   parser.add_argument('--num_processes', type=int)
   parser.add_argument('--process_id', type=int)
@@ -167,8 +189,10 @@ def main() -> int:
     flags.workdir,
     flags.num_steps,
     flags.pause,
-    training.make_mesh('data:-1'),
+    training.make_mesh(flags.mesh),
     flags.kill_at,
+    flags.members,
+    flags.num_workers,
   )
   print(f'{result.reason} at {result.step}', flush=True)
   return 0
