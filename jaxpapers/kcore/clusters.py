@@ -78,7 +78,12 @@ def spatial_clusters(
 
 def _touching(coords, connectivity):
   """Pairs of voxels that touch, both ways round: senders and receivers."""
-  from jax_md import partition, space
+  try:
+    from jax_md import partition, space
+  except ImportError as error:
+    raise ImportError(
+      'Spatial clusters need jax-md: pip install jaxpapers[kcore]'
+    ) from error
 
   n = len(coords)
   # Room for one more cell on all sides, and whole numbers that float32 holds.

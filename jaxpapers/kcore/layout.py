@@ -108,7 +108,12 @@ def _start(inner, outer, module, rng):
 
 def _minimise(steps):
   """A compiled run of FIRE over springs, discs and rings."""
-  from jax_md import energy, minimize, space
+  try:
+    from jax_md import energy, minimize, space
+  except ImportError as error:
+    raise ImportError(
+      'Layouts need jax-md: pip install jaxpapers[kcore]'
+    ) from error
 
   displacement, shift = space.free()
   repulsion = energy.soft_sphere_pair(displacement, sigma=1.0, epsilon=4.0)
