@@ -44,6 +44,7 @@ from jaxpapers.kcore.io import (
   read_events,
   read_labels,
 )
+from jaxpapers.kcore.layout import shell_layout
 from jaxpapers.kcore.network import (
   Network,
   functional_network,
@@ -69,8 +70,16 @@ from jaxpapers.kcore.percolation import (
   module_merge_thresholds,
   percolation_curve,
 )
+from jaxpapers.kcore.pipeline import (
+  Analysis,
+  NetworkResult,
+  Options,
+  analyze,
+  analyze_network,
+)
 from jaxpapers.kcore.rewire import RewireResult, rewire
 from jaxpapers.kcore.score import s_core_mask
+from jaxpapers.kcore.sensitivity import SensitivityRow, sensitivity_table
 from jaxpapers.kcore.statistics import (
   ClusterTest,
   HypergeomTest,
@@ -79,13 +88,24 @@ from jaxpapers.kcore.statistics import (
   shell_thirds,
   u_shape_index,
 )
+from jaxpapers.kcore.study import (
+  Run,
+  Study,
+  bold_study,
+  matrix_study,
+  synthetic_study,
+)
 from jaxpapers.kcore.synthetic import Region, SynthBold, synth_bold
 
 __all__ = [
   'active_voxels',
   'adjacency_matrix',
+  'Analysis',
+  'analyze',
+  'analyze_network',
   'BidsRun',
   'Bold',
+  'bold_study',
   'canonical_hrf',
   'cluster_frequency',
   'ClusterTest',
@@ -112,16 +132,19 @@ __all__ = [
   'k_core_mask',
   'load_bold',
   'load_null_state',
+  'matrix_study',
   'Mixing',
   'module_link_counts',
   'module_merge_thresholds',
   'Network',
+  'NetworkResult',
   'nuisance_columns',
   'null_chunks',
   'null_coreness',
   'null_mixing',
   'NullState',
   'NullSummary',
+  'Options',
   'Percolation',
   'percolation_curve',
   'pooled_design',
@@ -132,15 +155,21 @@ __all__ = [
   'residual_series',
   'rewire',
   'RewireResult',
+  'Run',
   's_core_mask',
   'save_null_state',
+  'sensitivity_table',
+  'SensitivityRow',
+  'shell_layout',
   'shell_occupancy',
   'shell_thirds',
   'spatial_clusters',
   'steady_state',
+  'Study',
   'summarize',
   'synth_bold',
   'SynthBold',
+  'synthetic_study',
   'u_shape_index',
   'UnderMixedWarning',
   'usable_series',
