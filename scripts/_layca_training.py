@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import _command_line
+import _layca_config
 import _layca_results
 import _training_command_line
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from etils import epath
 
@@ -24,7 +24,6 @@ from jaxpapers.layca import (
   augmentation,
   experiments,
   experiments_data,
-  experiments_optimizers,
   multipliers,
   rotation,
   sweep,
@@ -60,7 +59,10 @@ Fields of a config (change one by --config.FIELD=VALUE):
   rotation_every   Steps between two measurements of the rotation; 0 for the
                    first step of every epoch, as in the paper.
   members_at_once  How many members train in one program; 0 for all.
-  bfloat16         Compute in bfloat16; parameters stay float32.\
+  bfloat16         Compute in bfloat16; parameters stay float32.
+  settings         Of comparisons: what each run changes. A field given on the
+                   command line holds in all of them; one run's is
+                   --config.settings.NAME.FIELD.\
 """
 
 
@@ -122,7 +124,7 @@ def make_problem(
 
 
 def _make_problem(config, examples, members, optimizer):
-  _check(config)
+  _layca_config.check(config)
   if examples is None:
     examples = experiments_data.NOMINAL[config.dataset][0]
     examples = config.train_examples or examples
@@ -137,9 +139,12 @@ def _make_problem(config, examples, members, optimizer):
   example = jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)
   layer_order = multipliers.layer_order(model, example)
   if members is None:
-    members = all_members(config)
+    members = _layca_config.all_members(config)
   values = sweep.hyperparameters(
-    members, layer_order, member_drops(config, members), config.factor
+    members,
+    layer_order,
+    _layca_config.member_drops(config, members),
+    config.factor,
   )
   steps_per_epoch = experiments_data.steps_per_epoch(
     examples, config.batch_size, config.last_batch
@@ -172,82 +177,6 @@ def _make_problem(config, examples, members, optimizer):
   )
 
 
-def _check(config) -> None:
-  """Raises ValueError for fields that make no sense, without using JAX."""
-  for name in ('epochs', 'batch_size', 'evaluate_every'):
-    if config[name] < 1:
-      raise ValueError(f'{name} is {config[name]}; expected 1 or more.')
-  if config.dataset not in experiments_data.NOMINAL:
-    raise ValueError(
-      f'dataset is {config.dataset!r}; expected one of'
-      f' {list(experiments_data.NOMINAL)}.'
-    )
-  if config.factor <= 0 or config.l2 < 0 or config.warmup_epochs < 0:
-    raise ValueError(
-      f'factor is {config.factor}, l2 {config.l2} and warmup_epochs'
-      f' {config.warmup_epochs}; expected a positive factor and no negative'
-      ' numbers.'
-    )
-  members = all_members(config)
-  sweep.hyperparameters(
-    members, ['any'], member_drops(config, members), config.factor
-  )
-  experiments.make_model(config.model.to_dict())
-  options = config.optimizer
-  if options.base != 'normalized_sgd':
-    experiments_optimizers.direction(
-      options.base, options.momentum, options.nesterov
-    )
-
-
-def all_members(config: Any) -> list[dict[str, Any]]:
-  """The members of a config."""
-  return sweep.grid(
-    config.learning_rates, config.alphas, config.seeds or (config.seed,)
-  )
-
-
-def member_drops(config: Any, members: list[dict[str, Any]]) -> list[Any]:
-  """The epochs at which each of some members of a config drops its rate."""
-  drops = list(config.drops)
-  if not any(isinstance(d, (tuple, list)) for d in drops):
-    return drops
-  all_of_them = all_members(config)
-  if len(drops) != len(all_of_them):
-    raise ValueError(
-      f'drops has {len(drops)} sequences of epochs for {len(all_of_them)}'
-      ' members; expected one for each, or one of numbers for all.'
-    )
-  return [drops[all_of_them.index(member)] for member in members]
-
-
-def with_setting(config: Any, name: str) -> Any:
-  """A config with what one of its `settings` changes.
-
-  Args:
-    config: A config that has `settings`.
-    name: Which of them.
-
-  Returns:
-    A FrozenConfigDict.
-
-  Raises:
-    UsageError: If the setting changes a field that does not exist.
-  """
-  changed = ml_collections.ConfigDict(config.to_dict())
-  with changed.unlocked():
-    del changed.settings
-  changed.lock()
-  try:
-    changed.update(config.settings[name].to_dict())
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    text = ' '.join(str(error).split())
-    raise _command_line.UsageError(
-      f'--config.settings.{name} does not fit: {text}'
-    ) from error
-  return ml_collections.FrozenConfigDict(changed)
-
-
 def load_data(config: Any) -> experiments_data.Splits:
   """Checks a config and reads its data; uses nothing of JAX.
 
@@ -260,8 +189,10 @@ def load_data(config: Any) -> experiments_data.Splits:
   """
   try:
     names = config.get('settings', ())
-    for part in [with_setting(config, n) for n in names] or [config]:
-      _check(part)
+    for part in [_layca_config.with_setting(config, n) for n in names] or [
+      config
+    ]:
+      _layca_config.check(part)
   except ValueError as error:
     raise _command_line.UsageError(f'--config: {error}') from error
   folder = config.data_dir
@@ -318,7 +249,7 @@ def train_members(
   if path.exists():
     _training_command_line.say(f'{path} is there: nothing left to train.')
     return _layca_results.read_curves(path)
-  members = all_members(config)
+  members = _layca_config.all_members(config)
   size = config.members_at_once or len(members)
   parts = [members[i : i + size] for i in range(0, len(members), size)]
   curves = []

@@ -31,6 +31,7 @@ with curves.npz, curves.csv, metrics.jsonl, TensorBoard files and checkpoints.
 """
 
 import _command_line
+import _layca_config
 import _layca_results
 import _layca_training
 import _training_command_line
@@ -51,13 +52,13 @@ flags.adopt_module_key_flags(_training_command_line)
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """What a step of the first setting is; for scripts/compile_for_tpu.py."""
   return _layca_training.make_problem(
-    _layca_training.with_setting(config, _names(config)[0])
+    _layca_config.with_setting(config, _names(config)[0])
   ).job
 
 
 def main() -> int:
   """Trains, and draws."""
-  config = _training_command_line.read_config()
+  config = _layca_config.read_config()
   names = _names(config)
   splits = _layca_training.load_data(config)
   run = _training_command_line.start()
@@ -67,7 +68,7 @@ def main() -> int:
       _training_command_line.say(f'\n{name}')
       curves[name] = _layca_training.train_members(
         run,
-        _layca_training.with_setting(run.config, name),
+        _layca_config.with_setting(run.config, name),
         run.workdir / name,
         splits,
       )

@@ -30,6 +30,7 @@ files and checkpoints.
 import json
 
 import _command_line
+import _layca_config
 import _layca_results
 import _layca_training
 import _training_command_line
@@ -60,7 +61,7 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains, and draws."""
   paper = _read_paper(_PAPER.value)
-  splits = _layca_training.load_data(_training_command_line.read_config())
+  splits = _layca_training.load_data(_layca_config.read_config())
   run = _training_command_line.start()
   try:
     curves = _layca_training.train_members(
@@ -105,7 +106,7 @@ def _write(run, curves, paper) -> None:
     for member in members
   ]
   runs, expected, rows = [], {}, []
-  drops = _layca_training.member_drops(run.config, members)
+  drops = _layca_config.member_drops(run.config, members)
   values = sweep.hyperparameters(
     members, curves.layer_order, drops, run.config.factor
   )

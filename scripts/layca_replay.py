@@ -23,6 +23,7 @@ finished is not repeated.
 """
 
 import _command_line
+import _layca_config
 import _layca_results
 import _layca_training
 import _training_command_line
@@ -49,21 +50,21 @@ flags.adopt_module_key_flags(_training_command_line)
 
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """The step that records, without data; for scripts/compile_for_tpu.py."""
-  own = _layca_training.with_setting(config, config.recorded)
+  own = _layca_config.with_setting(config, config.recorded)
   return _layca_training.make_problem(own, optimizer=_recorder(own, None)).job
 
 
 def main() -> int:
   """Trains three times, and draws."""
-  config = _training_command_line.read_config()
+  config = _layca_config.read_config()
   for name in (config.recorded, config.replayed):
     if name not in config.settings:
       raise _command_line.UsageError(
         f'--config.settings has no {name!r}; expected the recorded and the'
         f' replayed one among {", ".join(config.settings)}'
       )
-    own = _layca_training.with_setting(config, name)
-    if len(_layca_training.all_members(own)) > 1:
+    own = _layca_config.with_setting(config, name)
+    if len(_layca_config.all_members(own)) > 1:
       raise _command_line.UsageError(
         f'--config.settings.{name} has several members; expected one learning'
         ' rate, alpha and seed'
@@ -74,13 +75,13 @@ def main() -> int:
 
   def train(name, label, **options):
     _training_command_line.say(f'\n{label}')
-    own = _layca_training.with_setting(config, name)
+    own = _layca_config.with_setting(config, name)
     curves[label] = _layca_training.train_members(
       run, own, run.workdir / label, splits, **options
     )
 
   try:
-    own = _layca_training.with_setting(config, config.recorded)
+    own = _layca_config.with_setting(config, config.recorded)
     examples = len(splits.train['label'])
     train(
       config.recorded,
@@ -93,7 +94,7 @@ def main() -> int:
       },
     )
     table = curves[config.recorded].arrays['tangents'][0]
-    replayed = _layca_training.with_setting(config, config.replayed)
+    replayed = _layca_config.with_setting(config, config.replayed)
     train(
       config.replayed,
       'replayed',

@@ -34,6 +34,7 @@ learning.png, beside config.json, metrics.jsonl, TensorBoard files, checkpoints.
 import json
 
 import _command_line
+import _layca_config
 import _layca_results
 import _layca_training
 import _training_command_line
@@ -60,7 +61,7 @@ _PAPER = flags.DEFINE_string(
 
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """What a step is, without data; for scripts/compile_for_tpu.py."""
-  members = _layca_training.all_members(config)
+  members = _layca_config.all_members(config)
   if config.members_at_once:
     members = members[: config.members_at_once]
   return _layca_training.make_problem(config, members=members).job
@@ -69,7 +70,7 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains, and draws."""
   paper = _read_paper(_PAPER.value)
-  splits = _layca_training.load_data(_training_command_line.read_config())
+  splits = _layca_training.load_data(_layca_config.read_config())
   run = _training_command_line.start()
   try:
     curves = _layca_training.train_members(run, run.config, run.workdir, splits)

@@ -216,6 +216,34 @@ class ScriptsTest(parameterized.TestCase):
     )
     self.assert_pictures(folder, 'layers', 'learning', 'steps')
 
+  def test_values_given_for_all_hold_in_every_setting(self):
+    folder = self.folder / 'run'
+    done = scripts.run(
+      'layca_compare',
+      f'--config={_CONFIGS}/weight_decay.py:mnist-small',
+      f'--workdir={folder}',
+      f'--config.data_dir={self.data}',
+      '--config.batch_size=16',
+      '--config.model.hidden=(9, 8)',
+      '--config.epochs=2',
+      '--config.learning_rates=(0.03,)',
+      '--config.optimizer.momentum=0.5',
+      "--config.only=('sgd_l2', 'sgd_layca')",
+      '--config.settings.sgd_layca.epochs=1',
+      '--compilation_cache=',
+      '--quiet',
+    )
+    self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+    written = json.loads((folder / 'config.json').read_text())['settings']
+    for name, epochs in (('sgd_l2', 2), ('sgd_layca', 1)):
+      curves = read_curves(folder / name / 'curves.npz')
+      self.assertLen(curves['train_step'], epochs)
+      self.assertEqual(written[name]['epochs'], epochs)
+      self.assertEqual(written[name]['learning_rates'], [0.03])
+      self.assertEqual(written[name]['optimizer']['momentum'], 0.5)
+    for row in read_table(folder / 'summary.csv'):
+      self.assertEqual(row['learning rate'], '0.03')
+
   @pytest.mark.slow
   def test_wide_resnet_on_cifar(self):
     # Augmentation, dropout, a validation set, momentum, no smaller last batch.
