@@ -13,6 +13,7 @@ def layca_sgd(
   momentum: Any = 0.0,
   nesterov: bool = False,
   lr_in_momentum: bool = False,
+  keras_eps: bool = False,
   *,
   decay: Any = 0.0,
   **options: Any,
@@ -25,6 +26,8 @@ def layca_sgd(
     nesterov: whether the momentum is Nesterov's.
     lr_in_momentum: whether the velocity sums `lr g`, as in Keras, instead of g.
       They differ where the learning rate changes.
+    keras_eps: accepted as in the other aliases, without effect: nothing is
+      divided, so there is no eps. Keras' order of momentum is `lr_in_momentum`.
     decay: Keras' decay of the learning rate, `lr / (1 + decay step)`.
     **options: other arguments of `with_layca` and `layca`.
 
@@ -34,6 +37,7 @@ def layca_sgd(
   Example:
     >>> tx = layca_sgd(3.0**-3, momentum=0.9)
   """
+  del keras_eps
   options = checks.keyword_options(options)
   learning_rate = rates.decayed(learning_rate, decay)
   # A traced momentum is used whatever its value.
@@ -53,6 +57,7 @@ def layca_amom_sgd(
   learning_rate: Any,
   momentum: Any = 0.9,
   nesterov: bool = False,
+  keras_eps: bool = False,
   *,
   decay: Any = 0.0,
   **options: Any,
@@ -63,6 +68,8 @@ def layca_amom_sgd(
     learning_rate: as in `layca`; 3^-5 in the paper.
     momentum: decay of the mean.
     nesterov: whether the gradient is added once more, as in the original.
+    keras_eps: accepted as in the other aliases, without effect: there is no
+      eps.
     decay: Keras' decay of the learning rate.
     **options: other arguments of `with_layca` and `layca`.
 
@@ -72,6 +79,7 @@ def layca_amom_sgd(
   Example:
     >>> tx = layca_amom_sgd(3.0**-5)
   """
+  del keras_eps
   base = bases.adam_like_momentum(momentum, nesterov)
   return with_layca(base, rates.decayed(learning_rate, decay), **options)
 
