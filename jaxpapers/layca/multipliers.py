@@ -71,7 +71,8 @@ def layer_order(
 
   Args:
     module: Linen module.
-    *example_inputs: what it is called with: arrays or ShapeDtypeStructs.
+    *example_inputs: what it is called with: arrays, ShapeDtypeStructs and
+      numbers. Others, such as True or 'mean', stay Python values.
     select: function of (path, shape) choosing parameters.
     method: method of the module instead of `__call__`.
     **kwargs: keyword arguments of the call, such as train=False; they stay
@@ -97,16 +98,27 @@ def layer_order(
     name: jax.random.key(i) for i, name in enumerate(('params', 'dropout'))
   }
 
-  def init(*inputs):
+  leaves, treedef = jax.tree.flatten(example_inputs)
+  traced = [i for i, leaf in enumerate(leaves) if _is_array_like(leaf)]
+
+  def inputs_of(values):
+    found = list(leaves)
+    for i, value in zip(traced, values, strict=True):
+      found[i] = value
+    return jax.tree.unflatten(treedef, found)
+
+  def init(*values):
+    inputs = inputs_of(values)
     return nn.unbox(module.init(rngs, *inputs, method=method, **kwargs))
 
-  variables = jax.eval_shape(init, *example_inputs)
+  examples = [leaves[i] for i in traced]
+  variables = jax.eval_shape(init, *examples)
   params = variables.pop('params', {})
 
-  def call(params, *inputs):
+  def call(params, *values):
     return module.apply(
       {'params': params, **variables_like},
-      *inputs,
+      *inputs_of(values),
       rngs=rngs,
       mutable=list(variables_like) or ['intermediates'],
       method=method,
@@ -117,7 +129,7 @@ def layer_order(
   variables_like = jax.tree.map(
     lambda x: jax.numpy.zeros(x.shape, x.dtype), variables
   )
-  closed = jax.make_jaxpr(call)(params, *example_inputs)
+  closed = jax.make_jaxpr(call)(params, *examples)
   names, shapes, _ = trees.flatten(params)
   inputs = closed.jaxpr.invars[: len(names)]
   used: dict[int, None] = {}
@@ -129,6 +141,15 @@ def layer_order(
       f' {[names[i] for i in used]}.'
     )
   return order
+
+
+def _is_array_like(leaf):
+  """Whether an input is traced; a flag has to stay a Python value."""
+  if isinstance(leaf, bool):
+    return False
+  if isinstance(leaf, (int, float, complex)):
+    return True
+  return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
 
 
 def _visit(jaxpr, sources, used):

@@ -136,6 +136,25 @@ class LayerOrderTest(parameterized.TestCase):
     order = lib.layer_order(Cast(), jnp.ones((2, 4), jnp.bfloat16))
     self.assertEqual(order, ['b_kernel', 'a_kernel'])
 
+  def test_flags_by_position(self):
+    class Flags(nn.Module):
+      @nn.compact
+      def __call__(self, x, train, kind, mask, scale):
+        first, second = nn.Dense(4, name='z'), nn.Dense(4, name='a')
+        if not train:
+          first, second = second, first
+        if kind == 'once' and mask is None:
+          return first(x) * scale
+        return second(nn.BatchNorm(use_running_average=not train)(first(x)))
+
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    for inputs, expected in (
+      ((x, True, 'twice', None, 2.0), ['z/kernel', 'a/kernel']),
+      ((x, False, 'twice', None, 2.0), ['a/kernel', 'z/kernel']),
+      ((x, False, 'once', None, 2.0), ['a/kernel']),
+    ):
+      self.assertEqual(lib.layer_order(Flags(), *inputs), expected)
+
   def test_bad_input(self):
     with self.assertRaisesRegex(TypeError, 'module is a function'):
       lib.layer_order(lambda x: x, jnp.ones(3))
