@@ -1,5 +1,6 @@
 """Layca on the kernels of a network, and something else on the rest."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,8 @@ def with_layca(
   """Trains kernels with a base direction and Layca, the rest with `others`.
 
   As in the paper, what is no kernel (biases, scales and centres of batch
-  normalisation, embeddings) is frozen unless `others` is given; which
-  parameters these are is logged once. Clipping by global norm inside `base`
+  normalisation, embeddings) is frozen unless `others` is given; a warning
+  names these parameters, once. Clipping by global norm inside `base`
   sees the chosen parameters alone.
 
   Args:
@@ -67,7 +68,6 @@ def with_layca(
   partition = optax.partition(
     {'layca': rotated, 'others': others}, _labels_of(select)
   )
-  logged: list[bool] = []
 
   def init(params):
     names, leaves, _ = trees.flatten(params)
@@ -85,16 +85,28 @@ def with_layca(
         f'select chooses none of the parameters {rest}; expected at least one.'
         ' By default those are chosen whose last key contains the word kernel.'
       )
-    if frozen and rest and not logged:
-      logged.append(True)
-      logging.info(
-        'Layca: frozen at their initial values, since they are not selected and'
-        ' no transform is given for others: %s',
-        ', '.join(rest),
-      )
+    if frozen and rest:
+      warn_of_frozen(', '.join(rest))
     return partition.init(params)
 
   return optax.GradientTransformationExtraArgs(init, partition.update)
+
+
+@functools.cache
+def warn_of_frozen(names: str) -> None:
+  """Warns of parameters that stay as they are, the first time only.
+
+  Optimizers are made and initialised several times, as by inject_hyperparams,
+  and want to be heard once.
+
+  Args:
+    names: the parameters, as text.
+  """
+  logging.warning(
+    'Layca: frozen at their initial values, since they are not selected and'
+    ' no transform is given for others: %s',
+    names,
+  )
 
 
 def check_chain(
@@ -195,8 +207,11 @@ def _cosine(a, b):
   return np.vdot(a, b) / norms if norms else 0.0
 
 
-def _first_update(tx, gradient, params):
-  """First update of a transform on one kernel as NumPy, and its state.
+def _sample_update(tx, gradient, params):
+  """An update of a transform on one kernel as NumPy, and its state.
+
+  Of three updates with the same gradient, the last that is not zero: a schedule
+  with a warmup begins with a learning rate of 0.
 
   None where this cannot be tried: the transform is made for another tree, wants
   further arguments, or has traced numbers in it.
@@ -205,10 +220,14 @@ def _first_update(tx, gradient, params):
     with jax.ensure_compile_time_eval():
       params = {'kernel': jnp.asarray(params, jnp.float32)}
       state = tx.init(params)
-      updates, _ = tx.update(
-        {'kernel': jnp.asarray(gradient, jnp.float32)}, state, params
-      )
-      return np.asarray(updates['kernel'], np.float64), state
+      gradient = {'kernel': jnp.asarray(gradient, jnp.float32)}
+      after, found = state, None
+      for _ in range(3):
+        updates, after = tx.update(gradient, after, params)
+        update = np.asarray(updates['kernel'], np.float64)
+        if found is None or update.any():
+          found = update
+      return found, state
   except Exception:  # Whatever the transform says of a tree not its own.
     return None, None
 
@@ -221,7 +240,7 @@ def _check_base(base):
     )
   rng = np.random.default_rng(0)
   gradient, params = rng.standard_normal((2, 16, 16)) + 0.1
-  update, state = _first_update(base, gradient, params)
+  update, state = _sample_update(base, gradient, params)
   if state is not None and rotation.find_states(state):
     raise ValueError(
       'base contains layca already; expected the direction only, since whatever'
@@ -232,7 +251,7 @@ def _check_base(base):
 
 
 def _is_zero(others):
-  update, _ = _first_update(others, np.ones((2, 2)), np.eye(2))
+  update, _ = _sample_update(others, np.ones((2, 2)), np.eye(2))
   return update is not None and not update.any()
 
 

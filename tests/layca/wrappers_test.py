@@ -9,6 +9,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
+from jaxpapers.layca import wrappers
 from tests.helpers import goldens
 
 
@@ -47,11 +48,16 @@ def assert_trees_equal(a, b, atol=0.0):
 
 
 class WithLaycaTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    wrappers.warn_of_frozen.cache_clear()
+
   def test_kernels_turn_and_the_rest_is_frozen_and_named_once(self):
     tx = lib.with_layca(optax.trace(0.9), 0.1)
-    with self.assertLogs('absl', 'INFO') as logs:
+    with self.assertLogs('absl', 'WARNING') as logs:
       params = train(tx)
       tx.init(make_params())
+      lib.layca_sgd(0.1).init(make_params())
     self.assertLen(logs.output, 1)
     self.assertRegex(logs.output[0], 'frozen.*: Dense_0/bias, scale$')
     start = make_params()
@@ -81,9 +87,37 @@ class WithLaycaTest(parameterized.TestCase):
     (lambda: optax.set_to_zero(),), (lambda: optax.scale(0.0),)
   )
   def test_others_that_freeze_are_named_too(self, others):
-    with self.assertLogs('absl', 'INFO') as logs:
+    with self.assertLogs('absl', 'WARNING') as logs:
       lib.layca_adam(0.1, others=others()).init(make_params())
     self.assertRegex(logs.output[0], 'frozen')
+
+  @parameterized.parameters(
+    (lambda rate: optax.sgd(rate),),
+    (lambda rate: optax.adam(rate),),
+    (lambda rate: optax.chain(optax.scale_by_adam(), optax.sgd(rate)),),
+  )
+  def test_negated_bases_that_warm_up_are_refused(self, make):
+    warmup = optax.linear_schedule(0.0, 0.1, 1000)
+    with self.assertRaisesRegex(ValueError, 'negated gradient'):
+      lib.with_layca(make(warmup), 0.1)
+    # The rest is trained by such a schedule, not frozen.
+    with self.assertNoLogs('absl', 'WARNING'):
+      tx = lib.with_layca(optax.identity(), 0.1, others=make(warmup))
+      tx.init(make_params())
+
+  @parameterized.parameters(
+    lib.layca_sgd,
+    lib.layca_amom_sgd,
+    lib.layca_adam,
+    lib.layca_rmsprop,
+    lib.layca_adagrad,
+  )
+  def test_every_alias_knows_keras_eps(self, alias):
+    params = train(alias(0.1, keras_eps=True))
+    if alias in (lib.layca_sgd, lib.layca_amom_sgd, lib.layca_rmsprop):
+      assert_trees_equal(params, train(alias(0.1)))  # Nothing to change.
+    else:
+      self.assertTrue(np.isfinite(params['Dense_0']['kernel']).all())
 
   def test_selections(self):
     def by_function(path, leaf):
