@@ -1,5 +1,6 @@
 """Learning rates: schedules, tables that are replayed, and trees of either."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,17 +159,25 @@ def decayed(learning_rate: Any, decay: Any) -> Any:
   if isinstance(decay, (int, float)) and decay == 0:
     return learning_rate
 
-  def wrap(rate):
-    if not callable(rate) and jnp.ndim(rate) == 1:
+  return jax.tree.map(lambda rate: _Decayed(rate, decay), learning_rate)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Decayed:
+  """A schedule, whose rate may be an array that only its leaf can explain."""
+
+  rate: Any
+  decay: Any
+
+  def divisor(self, count):
+    return 1 + self.decay * jnp.asarray(count)
+
+  def __call__(self, count):
+    rate = self.rate
+    if not callable(rate) and jnp.ndim(rate):
       rate = replay_schedule(rate)
-
-    def schedule(count):
-      value = rate(count) if callable(rate) else rate
-      return value / (1 + decay * jnp.asarray(count))
-
-    return schedule
-
-  return jax.tree.map(wrap, learning_rate)
+    value = rate(count) if callable(rate) else rate
+    return value / self.divisor(count)
 
 
 def per_layer(
@@ -246,10 +255,7 @@ def evaluate(
       values.append(None)
       continue
     what = f'the learning rate of {name!r}'
-    if callable(rate):
-      rate = per_layer(rate(count), shape, over, what)
-    elif jnp.ndim(rate):
-      rate = _constant_or_table(rate, count, shape, over, what)
+    rate = _at(rate, count, shape, over, what)
     if factor is not None:
       what = f'the multiplier of {name!r}'
       rate = rate * per_layer(factor, shape, over, what)
@@ -257,8 +263,25 @@ def evaluate(
   return values
 
 
+def _at(rate, count, shape, layer_axes, what):
+  """The rate of one leaf at a step."""
+  if isinstance(rate, _Decayed):
+    value = _at(rate.rate, count, shape, layer_axes, what)
+    return value / rate.divisor(count)
+  if callable(rate):
+    return per_layer(rate(count), shape, layer_axes, what)
+  if jnp.ndim(rate):
+    return _constant_or_table(rate, count, shape, layer_axes, what)
+  return rate
+
+
 def _constant_or_table(rate, count, shape, layer_axes, what):
-  """An array is one rate per layer if it broadcasts, else a table."""
+  """An array is one rate per layer if it has or broadcasts to their shape.
+
+  It is a table of steps otherwise.
+  """
+  if layer_axes and jnp.shape(rate) == tuple(shape[a] for a in layer_axes):
+    return per_layer(rate, shape, layer_axes, what)
   try:
     if jnp.ndim(rate) == len(shape):
       return per_layer(rate, shape, layer_axes, what)

@@ -98,13 +98,16 @@ def layca(
   Reductions run in `compute_dtype` (float64 for float64 parameters). bfloat16
   parameters keep their norm, but below a rate of 3^-5 their rounding swallows
   the rotation (init warns): keep float32 parameters and compute the network in
-  bfloat16 instead.
+  bfloat16 instead. `optax.inject_hyperparams` rounds the rate to the type of
+  the parameters too, unless it is given hyperparam_dtype=jnp.float32.
 
   Args:
     learning_rate: rho: number, schedule of the step count (0 at the first
       update), table [steps] or [steps, layers of the leaf] that is replayed and
       clamped at its end, array with one rate per layer of a leaf, or a prefix
-      tree or dict {path: rate} of these. 0 gives no motion.
+      tree or dict {path: rate} of these. 0 gives no motion. An array of the
+      lengths of a leaf's layer axes is one rate per layer, even if it might be
+      a table of as many steps: give that as `replay_schedule(table)`.
     multipliers: factors of the learning rate per layer: prefix tree, or dict
       {path: factor} of `depth_multipliers`; None for 1.
     layer_axes: axes that index independent layers in a leaf, such as 0 for
@@ -292,7 +295,8 @@ def _turn(
   else:
     t, tilt = d * per_d, jnp.zeros_like(w_norm)
     length = jnp.where(d_norm == 0, 0, jnp.ones_like(d_norm))
-  still = (length <= eps) | (w_norm == 0) | (radius == 0) | (rate == 0)
+  # A rate of 0 is not among these: there is no motion, but a derivative.
+  still = (length <= eps) | (w_norm == 0) | (radius == 0)
   if eps_abs is not None:
     factor = 1 if rate_in_direction else jnp.abs(rate)
     still |= factor * length * d_norm <= eps_abs
@@ -305,16 +309,18 @@ def _turn(
   per_length = 1 / jnp.where(still, 1, length)
   pull = radius * step / geometry.positive(stretch)
   excess = (radius - w_norm) * per_w
+  # A still layer returns to its norm, but not for the rounding of a norm.
+  tolerance = 32 * float(jnp.finfo(w.dtype).eps)
+  correct = (jnp.abs(excess) > tolerance) & (w_norm > 0) & (radius > 0)
+  back = jnp.where(correct, excess, 0)
+  excess = jnp.where(rate == 0, back, excess)
   # The factor of w minus 1, kept apart so that small steps do not cancel.
   along = (
     excess / geometry.positive(stretch)
     - growth / (geometry.positive(stretch) * (1 + stretch))
     + pull * tilt * per_length * per_w
   )
-  # A still layer returns to its norm, but not for the rounding of a norm.
-  tolerance = 32 * float(jnp.finfo(w.dtype).eps)
-  correct = (jnp.abs(excess) > tolerance) & (w_norm > 0) & (radius > 0)
-  along = jnp.where(still, jnp.where(correct, excess, 0), along)
+  along = jnp.where(still, back, along)
   pull = jnp.where(still, 0, pull)
   return along * w - pull * (t * per_length), running
 

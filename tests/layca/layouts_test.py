@@ -7,6 +7,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
+from jaxpapers.layca.rates import decayed
 from jaxpapers.layca import trees
 from tests.helpers import goldens
 
@@ -193,6 +194,29 @@ class RatesTest(parameterized.TestCase):
       self._check(got, np.tile(0.5 * each, (4, 1)), 0.05)
     rates = {'a': each.reshape(3, 1, 1), 'b': 0.1}
     self._check(self._tangents(rates), np.tile(each, (4, 1)), 0.1)
+
+  def test_one_learning_rate_per_stacked_layer(self):
+    # A table of as many steps is given as a schedule.
+    each = np.asarray([0.1, 0.2, 0.3])
+    got = self._tangents({'a': each, 'b': 0.1})
+    self._check(got, np.tile(each, (4, 1)), 0.1)
+    got = self._tangents({'a': lib.replay_schedule(each), 'b': 0.1})
+    self._check(got, each[[0, 1, 2, 2], None] * np.ones(3), 0.1)
+    # Of two steps for three layers, and of steps where nothing is stacked.
+    got = self._tangents({'a': each[:2], 'b': each})
+    steps = each[[0, 1, 2, 2]]
+    self._check(got, each[[0, 1, 1, 1], None] * np.ones(3), steps)
+
+  def test_decay_of_arrays(self):
+    each = np.asarray([0.1, 0.2, 0.3])
+    table = np.asarray([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]])
+    decay = 1 / (1 + 0.5 * np.arange(4))
+    for rates, expected in (
+      ({'a': each, 'b': 0.1}, np.tile(each, (4, 1))),
+      ({'a': table, 'b': 0.1}, table[[0, 1, 1, 1]]),
+    ):
+      got = self._tangents(decayed(rates, 0.5))
+      self._check(got, expected * decay[:, None], 0.1 * decay)
 
   def test_replayed_tables(self):
     table = np.asarray([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]])

@@ -165,6 +165,34 @@ class InvariantsTest(parameterized.TestCase):
 
 
 class EdgesTest(parameterized.TestCase):
+  @parameterized.product(
+    project=(True, False), normalize=('norm', ('ema', 0.9))
+  )
+  def test_derivative_with_respect_to_a_rate_of_zero(self, project, normalize):
+    w, g, probe = (
+      jnp.asarray(normal(name, (9, 4)), jnp.float32) for name in 'wgp'
+    )
+
+    def update(rate):
+      tx = lib.layca(rate, project=project, normalize=normalize)
+      return tx.update(g, tx.init(w), w)[0]
+
+    np.testing.assert_array_equal(update(0.0), jnp.zeros_like(w))
+    np.testing.assert_array_equal(jax.jit(update)(0.0), jnp.zeros_like(w))
+    slope = jax.grad(lambda rate: jnp.vdot(probe, update(rate)))(0.0)
+    # To first order -rho ||w|| t / ||t||; the sphere takes what is radial.
+    t = np.asarray(g - jnp.vdot(g, w) / jnp.vdot(w, w) * w, np.float64)
+    size = norm(g) if not project else norm(t)
+    expected = -norm(w) * np.vdot(probe, t) / size
+    self.assertAlmostEqual(float(slope) / expected, 1, delta=1e-4)
+    # Where nothing turns, there is no slope, and no NaN.
+    slope = jax.grad(
+      lambda rate: lib.layca(rate).update(0 * g, lib.layca(0.1).init(w), w)[0][
+        0, 0
+      ]
+    )(0.0)
+    self.assertEqual(slope, 0)
+
   def test_the_original_s_defects_are_not_kept(self):
     # All one-step cases of the original with the angle that they should have.
     documented = goldens.load_json('layca', 'edge_cases_original.json')
