@@ -15,6 +15,9 @@ from jaxpapers.layca.equilibrium import (
   equilibrium_learning_rate,
   noise_rotation_curve,
 )
+from jaxpapers.layca.initializers import keras_he_normal
+from jaxpapers.layca.models import MnistMLP, TorchBlogVGG, VGGLayca
+from jaxpapers.layca.models_residual import ResNetV1Keras, WideResNet
 from jaxpapers.layca.multipliers import depth_multipliers, layer_order
 from jaxpapers.layca.rates import (
   keras_step_schedule,
@@ -39,6 +42,7 @@ __all__ = [
   'equilibrium_learning_rate',
   'hyperball',
   'is_kernel',
+  'keras_he_normal',
   'keras_step_schedule',
   'layca',
   'layca_adagrad',
@@ -51,14 +55,19 @@ __all__ = [
   'layer_rotation',
   'LayerRotationState',
   'linear_warmup_from_tenth',
+  'MnistMLP',
   'noise_rotation_curve',
   'normalize_to',
   'normalized_sgd',
   'per_neuron',
   'replay_schedule',
   'replay_schedules',
+  'ResNetV1Keras',
   'stacked_axes',
   'step_tangent',
+  'TorchBlogVGG',
   'track_layer_rotation',
+  'VGGLayca',
+  'WideResNet',
   'with_layca',
 ]

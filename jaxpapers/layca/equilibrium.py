@@ -10,14 +10,14 @@ import numpy as np
 from jaxpapers.layca import rates
 
 
-def noise_rotation_curve(learning_rate: Any, n: int) -> jax.Array:
+def noise_rotation_curve(rho_schedule: Any, n: int) -> jax.Array:
   """Expected cosine distance to the start if gradients were pure noise.
 
   `1 - prod_t (1 + rho_t^2)^(-1/2)`: independent isotropic directions. Curves of
   real training lie close to it, so it is a reference line for plots.
 
   Args:
-    learning_rate: rho: number, schedule of the step, or array [n].
+    rho_schedule: rho: number, schedule of the step, or array [n].
     n: number of steps.
 
   Returns:
@@ -33,22 +33,22 @@ def noise_rotation_curve(learning_rate: Any, n: int) -> jax.Array:
   if n < 1:
     raise ValueError(f'n is {n}; expected a positive number of steps.')
   steps = jnp.arange(n)
-  if callable(learning_rate):
-    rho = jax.vmap(lambda t: jnp.asarray(learning_rate(t)))(steps)
-  elif jnp.ndim(learning_rate):
-    if jnp.shape(learning_rate)[0] != n:
+  if callable(rho_schedule):
+    rho = jax.vmap(lambda t: jnp.asarray(rho_schedule(t)))(steps)
+  elif jnp.ndim(rho_schedule):
+    if jnp.shape(rho_schedule)[0] != n:
       raise ValueError(
-        f'learning_rate has shape {jnp.shape(learning_rate)}; expected a'
+        f'rho_schedule has shape {jnp.shape(rho_schedule)}; expected a'
         f' number, a schedule or one entry for each of {n} steps.'
       )
-    rho = jax.vmap(rates.replay_schedule(learning_rate))(steps)
+    rho = jax.vmap(rates.replay_schedule(rho_schedule))(steps)
   else:
-    rho = jnp.broadcast_to(jnp.asarray(learning_rate), (n,))
+    rho = jnp.broadcast_to(jnp.asarray(rho_schedule), (n,))
   return -jnp.expm1(-jnp.cumsum(jnp.log1p(jnp.square(rho)), axis=0) / 2)
 
 
 def equilibrium_learning_rate(
-  kind: str, learning_rate: Any, weight_decay: Any, momentum: Any = 0.0
+  kind: str, lr: Any, wd: Any, momentum_or_b1: Any = 0.0
 ) -> Any:
   """Layca's learning rate that rotates as a tuned recipe does in equilibrium.
 
@@ -59,10 +59,10 @@ def equilibrium_learning_rate(
 
   Args:
     kind: 'sgdm' or 'adamw'.
-    learning_rate: that of the recipe.
-    weight_decay: that of the recipe, as PyTorch and optax define it. Keras'
+    lr: learning rate of the recipe.
+    wd: weight decay of the recipe, as PyTorch and optax define it. Keras'
       l2(x) is a weight decay of 2 x.
-    momentum: mu of SGD, or b1 of AdamW.
+    momentum_or_b1: mu of SGD, or b1 of AdamW.
 
   Returns:
     The learning rate for `layca`.
@@ -76,15 +76,16 @@ def equilibrium_learning_rate(
   """
   if kind not in ('sgdm', 'adamw'):
     raise ValueError(f"kind is {kind!r}; expected 'sgdm' or 'adamw'.")
-  given = {'learning_rate': learning_rate, 'weight_decay': weight_decay}
-  for name, value in given.items():
+  for name, value in (('lr', lr), ('wd', wd)):
     if isinstance(value, (int, float)) and value < 0:
       raise ValueError(f'{name} is {value}; expected 0 or more.')
-  if isinstance(momentum, (int, float)) and not 0 <= momentum < 1:
-    raise ValueError(f'momentum is {momentum}; expected a number in [0, 1).')
-  square = 2 * learning_rate * weight_decay / (1 + momentum)
+  if isinstance(momentum_or_b1, (int, float)) and not 0 <= momentum_or_b1 < 1:
+    raise ValueError(
+      f'momentum_or_b1 is {momentum_or_b1}; expected a number in [0, 1).'
+    )
+  square = 2 * lr * wd / (1 + momentum_or_b1)
   if kind == 'adamw':
-    square = square * (1 - momentum)
+    square = square * (1 - momentum_or_b1)
   if isinstance(square, float):
     return math.sqrt(square)
   return np.sqrt(square) if isinstance(square, np.ndarray) else jnp.sqrt(square)

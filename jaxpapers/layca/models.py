@@ -243,3 +243,12 @@ def _check_stages(stages: Sequence[int], filters: Sequence[int]) -> None:
       f'stages is {tuple(stages)} and filters {tuple(filters)}; expected one'
       ' number of filters for each stage, and at least one stage.'
     )
+
+
+def __getattr__(name: str) -> Any:
+  """The residual networks, too; their file needs this one first."""
+  if name in ('ResNetV1Keras', 'WideResNet'):
+    from jaxpapers.layca import models_residual
+
+    return getattr(models_residual, name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

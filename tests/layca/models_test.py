@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxpapers import layca
 from jaxpapers.layca import initializers
 from jaxpapers.layca import models as models_lib
 from jaxpapers.layca import models_residual as residual
@@ -58,6 +59,14 @@ def small_networks():
 
 
 class ArchitectureTest(parameterized.TestCase):
+  def test_networks_are_public(self):
+    for name in ('VGGLayca', 'ResNetV1Keras', 'TorchBlogVGG', 'WideResNet'):
+      self.assertIs(getattr(layca, name), getattr(layca.models, name))
+    self.assertIs(layca.MnistMLP, layca.models.MnistMLP)
+    kernel = layca.keras_he_normal()(jax.random.key(0), (200, 50))
+    self.assertAlmostEqual(float(kernel.std()), (2 / 200) ** 0.5, delta=5e-3)
+    self.assertFalse(hasattr(layca.models, 'LeNet'))
+
   @parameterized.parameters(*_NETWORKS)
   def test_kernels_and_counts(self, task):
     golden = _GOLDEN[task]

@@ -160,7 +160,7 @@ class ClosedFormTest(parameterized.TestCase):
     schedule = lib.keras_step_schedule(rho, 0.2, (1, 2), 100)
     table = np.repeat([rho, rho / 5, rho / 25], 100)
     a = lib.noise_rotation_curve(schedule, n)
-    b = lib.noise_rotation_curve(table, n)
+    b = lib.noise_rotation_curve(rho_schedule=table, n=n)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(
       b, 1 - np.cumprod((1 + table**2) ** -0.5), rtol=1e-5
@@ -175,13 +175,15 @@ class ClosedFormTest(parameterized.TestCase):
   def test_equilibrium(self):
     rate = lib.equilibrium_learning_rate('sgdm', 0.1, 5e-4, 0.9)
     self.assertAlmostEqual(rate, np.sqrt(2 * 0.1 * 5e-4 / 1.9))
-    rate = lib.equilibrium_learning_rate('adamw', 1e-3, 0.1, 0.9)
+    rate = lib.equilibrium_learning_rate(
+      kind='adamw', lr=1e-3, wd=0.1, momentum_or_b1=0.9
+    )
     self.assertAlmostEqual(rate, np.sqrt(2 * 1e-3 * 0.1 * 0.1 / 1.9))
     for args, message in (
       (('sgd', 0.1, 0.1), "kind is 'sgd'"),
-      (('sgdm', -0.1, 0.1), 'learning_rate is -0.1'),
-      (('sgdm', 0.1, -1), 'weight_decay is -1'),
-      (('adamw', 0.1, 0.1, 1.0), 'momentum is 1.0'),
+      (('sgdm', -0.1, 0.1), 'lr is -0.1'),
+      (('sgdm', 0.1, -1), 'wd is -1'),
+      (('adamw', 0.1, 0.1, 1.0), 'momentum_or_b1 is 1.0'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         lib.equilibrium_learning_rate(*args)
