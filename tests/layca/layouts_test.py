@@ -7,8 +7,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
-from jaxpapers.layca.rates import decayed
 from jaxpapers.layca import trees
+from jaxpapers.layca.rates import decayed
 from tests.helpers import goldens
 
 
