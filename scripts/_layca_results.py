@@ -180,7 +180,7 @@ def learning_curve(curves: Curves, member: int) -> dict[str, np.ndarray]:
 def power_of_three(rate: float) -> str:
   """A learning rate as the paper writes them, where it is such a power."""
   exponent = np.log(rate) / np.log(3) if rate > 0 else np.inf
-  if abs(exponent - round(exponent, 1)) > 1e-6:
+  if not abs(exponent - round(exponent, 1)) <= 1e-6:  # NaN for a rate of 0.
     return f'{rate:.4g}'
   return f'3^{round(exponent, 1) + 0:g}'
 

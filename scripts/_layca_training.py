@@ -119,7 +119,7 @@ def make_problem(
   """
   try:
     return _make_problem(config, examples, members, optimizer)
-  except ValueError as error:
+  except (TypeError, ValueError) as error:
     raise _command_line.UsageError(f'--config: {error}') from error
 
 
@@ -129,6 +129,7 @@ def _make_problem(config, examples, members, optimizer):
     examples = experiments_data.NOMINAL[config.dataset][0]
     examples = config.train_examples or examples
     examples -= round(examples * config.validation)
+  _layca_config.check_examples(config, examples)
   options = config.model.to_dict()
   dtype = jnp.bfloat16 if config.bfloat16 else None
   model = experiments.make_model(options | {'dtype': dtype})
@@ -188,10 +189,8 @@ def load_data(config: Any) -> experiments_data.Splits:
       to put where.
   """
   try:
-    names = config.get('settings', ())
-    for part in [_layca_config.with_setting(config, n) for n in names] or [
-      config
-    ]:
+    parts = _layca_config.populations(config)
+    for part in parts:
       _layca_config.check(part)
   except ValueError as error:
     raise _command_line.UsageError(f'--config: {error}') from error
@@ -208,7 +207,7 @@ def load_data(config: Any) -> experiments_data.Splits:
       f' them in {config.dataset}/'
     )
   try:
-    return experiments_data.load(
+    splits = experiments_data.load(
       config.dataset,
       folder,
       validation=config.validation,
@@ -217,6 +216,12 @@ def load_data(config: Any) -> experiments_data.Splits:
   except (FileNotFoundError, ValueError) as error:
     text = ' '.join(str(error).split())
     raise _command_line.UsageError(f'--config.data_dir: {text}') from error
+  try:
+    for part in parts:
+      _layca_config.check_examples(part, len(splits.train['label']))
+  except ValueError as error:
+    raise _command_line.UsageError(f'--config: {error}') from error
+  return splits
 
 
 def train_members(
@@ -277,6 +282,7 @@ def _train_part(run, config, members, workdir, splits, optimizer, extras):
     state = sweep.assign_members(state, problem.values)
   # A copy: the first step takes the state's memory.
   initial = jax.tree.map(jnp.copy, state.params)
+  evaluations = _evaluations(run, config, problem, splits, initial)
   try:
     batches = experiments_data.training_batches(
       splits,
@@ -292,7 +298,7 @@ def _train_part(run, config, members, workdir, splits, optimizer, extras):
       num_steps=config.epochs * per_epoch,
       workdir=workdir,
       mesh=run.mesh,
-      evaluations=_evaluations(run, config, problem, splits, initial),
+      evaluations=evaluations,
       stop_when=_stopping(config, per_epoch, workdir),
       log_every=per_epoch,
       checkpoint_every=per_epoch * math.ceil(config.epochs / 10),
@@ -305,6 +311,9 @@ def _train_part(run, config, members, workdir, splits, optimizer, extras):
   if not result.finished:
     raise Interrupted(result)
   arrays = _arrays(workdir, many)
+  for evaluation in evaluations:
+    if evaluation.at_end:
+      _complete(arrays, evaluation, result)
   if extras is not None:
     more = dict(extras(problem, initial, result.state))
     arrays |= {name: np.asarray(value) for name, value in more.items()}
@@ -385,6 +394,19 @@ def rotation_of(layer_order: list[str], many: bool) -> Callable[..., Any]:
     return jnp.stack([flat[path] for path in layer_order])
 
   return jax.jit(jax.vmap(distances) if many else distances)
+
+
+def _complete(arrays, evaluation, result) -> None:
+  """Evaluates the last state, which an early stop left without."""
+  name, step = evaluation.name, result.step
+  steps = arrays.get(f'{name}_step', np.zeros(0, int))
+  if len(steps) and steps[-1] >= step:
+    return
+  arrays[f'{name}_step'] = np.append(steps, step)
+  for key, value in evaluation.function(result.state).items():
+    row = np.reshape(np.asarray(value), (1, -1))
+    before = arrays.get(f'{name}_{key}', row[:0])
+    arrays[f'{name}_{key}'] = np.concatenate([before, row])
 
 
 def _arrays(workdir, many) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def main() -> int:
   config = _layca_config.read_config()
   names = _names(config)
   splits = _layca_training.load_data(config)
-  run = _training_command_line.start()
+  run = _layca_config.start(config)
   curves = {}
   try:
     for name in names:
@@ -81,7 +81,7 @@ def main() -> int:
 
 def _names(config) -> list[str]:
   """The settings to train."""
-  known = list(config.settings)
+  known = _layca_config.settings_of(config)
   for name in config.only:
     if name not in known:
       raise _command_line.UsageError(

@@ -1,8 +1,9 @@
 r"""Layer rotation and first-layer features on MNIST (Layca paper, section 6).
 
 Examples:
-  # The paper's figure: four learning rates, 100 epochs, one program (minutes on
-  # two CPU cores). The folder holds the official MNIST files.
+  # The paper's figure: four learning rates, 100 epochs, one after the other
+  # (minutes on two CPU cores). --config.members_at_once=0 trains them in one
+  # program, for GPUs. The folder holds the official MNIST files.
   python scripts/layca_mnist.py --config.data_dir=~/data/mnist \
       --workdir=layca_mnist
 
@@ -61,8 +62,11 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains, and draws."""
   paper = _read_paper(_PAPER.value)
-  splits = _layca_training.load_data(_layca_config.read_config())
-  run = _training_command_line.start()
+  config = _layca_config.read_config()
+  _layca_config.refuse_settings(config)
+  _check_units(config)
+  splits = _layca_training.load_data(config)
+  run = _layca_config.start(config)
   try:
     curves = _layca_training.train_members(
       run,
@@ -76,6 +80,23 @@ def main() -> int:
   if run.first:
     _write(run, curves, paper)
   return 0
+
+
+def _check_units(config) -> None:
+  """Raises UsageError for units that the hidden layer does not have."""
+  hidden = config.model.get('hidden')
+  hidden = hidden[0] if isinstance(hidden, tuple) and hidden else hidden
+  units = config.get('units', ())
+  if not isinstance(hidden, int) or not units:
+    raise _command_line.UsageError(
+      '--config has no hidden units to draw; expected a perceptron and units,'
+      ' as in layca/mnist.py'
+    )
+  if min(units) < 0 or max(units) >= hidden:
+    raise _command_line.UsageError(
+      f'--config.units is {tuple(units)}; expected numbers from 0 to'
+      f' {hidden - 1}'
+    )
 
 
 def _features(config, problem, initial, state):

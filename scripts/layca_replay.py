@@ -22,6 +22,8 @@ finished is not repeated.
 
 """
 
+import math
+
 import _command_line
 import _layca_config
 import _layca_results
@@ -57,6 +59,12 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains three times, and draws."""
   config = _layca_config.read_config()
+  _layca_config.settings_of(config)
+  if 'recorded' not in config or 'replayed' not in config:
+    raise _command_line.UsageError(
+      '--config does not say which run is recorded and which replayed; expected'
+      ' layca/replay.py'
+    )
   for name in (config.recorded, config.replayed):
     if name not in config.settings:
       raise _command_line.UsageError(
@@ -70,12 +78,12 @@ def main() -> int:
         ' rate, alpha and seed'
       )
   splits = _layca_training.load_data(config)
-  run = _training_command_line.start()
+  run = _layca_config.start(config)
   curves = {}
 
-  def train(name, label, **options):
+  def train(name, label, own=None, **options):
     _training_command_line.say(f'\n{label}')
-    own = _layca_config.with_setting(config, name)
+    own = own or _layca_config.with_setting(config, name)
     curves[label] = _layca_training.train_members(
       run, own, run.workdir / label, splits, **options
     )
@@ -94,10 +102,14 @@ def main() -> int:
       },
     )
     table = curves[config.recorded].arrays['tangents'][0]
-    replayed = _layca_config.with_setting(config, config.replayed)
+    replayed = _as_long_as(
+      _layca_config.with_setting(config, config.replayed),
+      len(table) / curves[config.recorded].steps_per_epoch,
+    )
     train(
       config.replayed,
       'replayed',
+      replayed,
       optimizer=lambda tx, order: experiments_optimizers.make(
         replayed.optimizer.to_dict(), rates.replay_schedules(table, order)
       ),
@@ -110,6 +122,13 @@ def main() -> int:
   if run.first:
     _write(run, curves, table)
   return 0
+
+
+def _as_long_as(config, epochs):
+  """A config that ends where the table does, after an early stop."""
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.epochs = max(1, min(config.epochs, math.ceil(epochs)))
+  return ml_collections.FrozenConfigDict(config)
 
 
 def _recorder(config, examples):

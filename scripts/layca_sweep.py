@@ -70,8 +70,10 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains, and draws."""
   paper = _read_paper(_PAPER.value)
-  splits = _layca_training.load_data(_layca_config.read_config())
-  run = _training_command_line.start()
+  config = _layca_config.read_config()
+  _layca_config.refuse_settings(config)
+  splits = _layca_training.load_data(config)
+  run = _layca_config.start(config)
   try:
     curves = _layca_training.train_members(run, run.config, run.workdir, splits)
   except _layca_training.Interrupted as stop:

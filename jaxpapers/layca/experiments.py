@@ -234,6 +234,14 @@ def make_model(options: Mapping[str, Any]) -> nn.Module:
         f'model.{option} is not an option of {name}; it has'
         f' {[k for k in known if k not in ("parent", "name")]}.'
       )
+  defaults = _model_defaults(name)
+  for option, value in options.items():
+    many = isinstance(defaults.get(option), tuple)
+    if many and not isinstance(value, (tuple, list)):
+      raise ValueError(
+        f'model.{option} is {value!r}; expected a tuple, such as'
+        f' {defaults[option]}.'
+      )
   if isinstance(options.get('kernel_init'), str):
     options['kernel_init'] = initializers.by_name(options['kernel_init'])
   return MODELS[name](**options)

@@ -97,7 +97,8 @@ def recorded_rotations(opt_state: Any) -> jax.Array:
     opt_state: state of a chain with `record_rotations`.
 
   Returns:
-    [steps, layers] float32.
+    [steps, layers] float32: the steps so far, as zeros would be replayed as no
+    rotation. Where their number is traced, or of a population, all rows.
 
   Raises:
     ValueError: if there is no recorder.
@@ -107,4 +108,7 @@ def recorded_rotations(opt_state: Any) -> jax.Array:
     raise ValueError(
       f'opt_state has {len(found)} states of record_rotations; expected one.'
     )
-  return found[0].tangents
+  count, table = found[0]
+  if isinstance(count, jax.core.Tracer) or jnp.ndim(count):
+    return table
+  return table[: int(count)]

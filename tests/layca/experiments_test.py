@@ -99,6 +99,8 @@ class SettingsTest(parameterized.TestCase):
       experiments.make_model({'name': 'vit'})
     with self.assertRaisesRegex(ValueError, 'model.width is not an option'):
       experiments.make_model({'name': 'vgg', 'width': 3})
+    with self.assertRaisesRegex(ValueError, 'hidden is 9; expected a tuple'):
+      experiments.make_model({'name': 'deep_mlp', 'hidden': 9})
     with self.assertRaisesRegex(ValueError, 'dataset is'):
       experiments_data.load('svhn', '.')
 
@@ -271,6 +273,10 @@ class OptimizersTest(parameterized.TestCase):
     recorder = experiments_replay.record_rotations(2, ['c/kernel'])
     with self.assertRaisesRegex(ValueError, "'c/kernel', which is none of"):
       recorder.init(self.params)
+    recorder = experiments_replay.record_rotations(5, ['a/kernel'])
+    _, state = self.steps(optax.chain(optax.sgd(0.1), recorder))
+    table = experiments_replay.recorded_rotations(state)
+    self.assertEqual(table.shape, (4, 1))  # No zeros for steps to come.
     with self.assertRaisesRegex(ValueError, '0 states of record_rotations'):
       experiments_replay.recorded_rotations(optax.sgd(0.1).init(self.params))
 

@@ -362,12 +362,64 @@ class ScriptsTest(parameterized.TestCase):
         ('settings.adam has several members',),
       ),
       ('layca_sweep', ["--config.optimizer.base='lion'"], ('lion', 'adagrad')),
+      ('layca_mnist', ['--config.units=(5, 900)'], ('units', '900', '0 to')),
+      ('layca_mnist', ['--config.augment=True'], ('augment', 'mnist')),
+      (
+        'layca_compare',
+        [f'--config={_CONFIGS}/rho.py:mnist-small'],
+        ('no settings', 'weight_decay.py'),
+      ),
+      (
+        'layca_sweep',
+        [f'--config={_CONFIGS}/weight_decay.py:mnist-small'],
+        ('comparison', 'layca_compare'),
+      ),
+      ('layca_sweep', [], ('batch_size is 125', '64 training examples')),
+      ('layca_sweep', ['--config.members_at_once=-1'], ('members_at_once',)),
+      ('layca_sweep', ['--config.rotation_every=-1'], ('rotation_every',)),
+      ('layca_sweep', ['--config.learning_rates=(-0.1,)'], ('-0.1', '0 or')),
     ):
       workdir = self.folder / 'errors'
       defaults = [f'--config.data_dir={self.data}', f'--workdir={workdir}']
-      done = scripts.run(name, *defaults, '--compilation_cache=', *flags)
+      file = [flag for flag in flags if flag.startswith('--config=')]
+      flags = [flag for flag in flags if flag not in file]
+      defaults = [*file, *defaults, '--compilation_cache=']
+      done = scripts.run(name, *defaults, *flags)
       scripts.assert_usage_error(self, done, *words)
       self.assertFalse(workdir.exists())  # The next command begins afresh.
+
+  @parameterized.parameters(
+    ('layca_sweep', 'data:-1', 18, ('batch_size is 18', '--mesh=data:1')),
+    ('layca_compare', 'data:4', 18, ('batch_size is 18', '--mesh=data:1')),
+    (
+      'layca_sweep',
+      'data:1,population:4',
+      16,
+      ('3 members', 'axis population', 'members_at_once'),
+    ),
+  )
+  def test_devices_that_cannot_share(self, name, mesh, size, words):
+    workdir = self.folder / 'run'
+    done = scripts.run(
+      name,
+      *self.flags(name, 'run', 1),
+      f'--mesh={mesh}',
+      f'--config.batch_size={size}',
+      XLA_FLAGS='--xla_force_host_platform_device_count=4',
+    )
+    scripts.assert_usage_error(self, done, *words)
+    self.assertFalse(workdir.exists())
+
+  def test_replay_of_a_run_that_ended_early(self):
+    folder = self.folder / 'run'
+    self.run_script(
+      'layca_replay', 'run', 3, '--config.stopping.finished_loss=9'
+    )
+    with np.load(folder / 'rotations.npz') as stored:
+      self.assertEqual(stored['tangents'].shape, (3, 3))  # An epoch of three.
+      self.assertGreater(stored['tangents'].min(), 0)
+    replayed = read_curves(folder / 'replayed' / 'curves.npz')
+    self.assertLen(replayed['train_step'], 1)
 
   def test_wrong_config_files(self):
     config = repository.ROOT / 'scripts' / 'configs' / 'layca' / 'mnist.py'
