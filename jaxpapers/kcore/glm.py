@@ -263,6 +263,11 @@ def glm_tmap(
 @jax.jit
 def _tmap(series, design, contrast):
   dot = functools.partial(jnp.matmul, precision='highest')
+  # Columns of length one: else the cutoff of the pseudoinverse takes a column
+  # of small numbers for rounding.
+  norm = jnp.linalg.norm(design, axis=0)
+  norm = jnp.where(norm > 0, norm, 1)
+  design, contrast = design / norm, contrast / norm
   inverse = jnp.linalg.pinv(design)
   rank = jnp.linalg.matrix_rank(design).astype(jnp.int32)
   beta = dot(series, inverse.T)
@@ -272,10 +277,13 @@ def _tmap(series, design, contrast):
   beta = beta + dot(residual, inverse.T)
   residual = residual - dot(dot(residual, inverse.T), design.T)
   dof = design.shape[0] - rank
-  square = jnp.sum(residual * residual, axis=-1) / dof
+  square = jnp.sum(residual * residual, axis=-1)
   weight = dot(contrast, inverse)
-  variance = square * jnp.sum(weight * weight)
-  usable = variance > 0
+  variance = square / dof * jnp.sum(weight * weight)
+  # What is left of a constant voxel is rounding, and seldom zero.
+  floor = (16 * jnp.finfo(series.dtype).eps) ** 2
+  usable = square > floor * jnp.sum(series * series, axis=-1)
+  usable = usable & (variance > 0)
   t = dot(beta, contrast) / jnp.sqrt(jnp.where(usable, variance, 1))
   return jnp.where(usable, t, 0), dof
 

@@ -4,6 +4,7 @@ A study holds one matrix per recording, over nodes that all of them share. It
 comes from recordings, from matrices, or from the generator.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -194,7 +195,9 @@ def bold_study(
   One general linear model over all runs, with drifts of each run's own, says
   which voxels are active. Modules are their spatial clusters, or the regions of
   an atlas. The correlations of a run are those of what is left when its drifts
-  are projected out; the response to the stimulus stays in.
+  are projected out; the response to the stimulus stays in. Voxels that are
+  constant or hold NaN in a run are dropped from all, with a warning that counts
+  them.
 
   Args:
     runs: one network each.
@@ -217,8 +220,8 @@ def bold_study(
     The study.
 
   Raises:
-    ValueError: names the argument: no run, series of other sizes, or too few
-      active voxels for two modules.
+    ValueError: names the argument: no run, series of other sizes, no voxel
+      that varies, or too few active voxels for two modules.
 
   Example:
     >>> bold_study(runs, bold.coords, bold.tr)  # doctest: +SKIP
@@ -232,6 +235,14 @@ def bold_study(
         f'runs: {run.name} has series of shape {run.series.shape}; expected '
         f'[{len(coords)}, T], one row per voxel of coords.'
       )
+  if labels is not None:
+    labels = np.asarray(labels)
+    if labels.shape != (len(coords),):
+      raise ValueError(
+        f'labels has shape {labels.shape}; expected ({len(coords)},), one per '
+        'voxel of coords.'
+      )
+  runs, coords, labels = _usable(runs, coords, labels)
   nuisance = [glm.nuisance_columns(run.series.shape[1], tr) for run in runs]
   first = [_response(run.stimulus, run, tr) for run in runs]
   designs = [
@@ -259,7 +270,7 @@ def bold_study(
     for run, columns in zip(runs, nuisance, strict=True)
   ]
   if any(len(c) != node.sum() for c in corr):
-    raise ValueError('runs: a voxel is constant in one of them.')
+    raise ValueError('runs: a voxel holds nothing but drifts in one of them.')
   other = None
   if any(run.other is not None for run in runs):
     other = _second_map(runs, designs, everything, tr, p_other, fraction)[node]
@@ -304,6 +315,25 @@ def _square(corr):
   square = square + square.T
   np.fill_diagonal(square, 1.0)
   return square
+
+
+def _usable(runs, coords, labels):
+  """Runs, coordinates and labels without voxels that have no correlation."""
+  kept = np.all([correlation.usable_series(run.series) for run in runs], axis=0)
+  if kept.all():
+    return runs, coords, labels
+  dropped = np.count_nonzero(~kept)
+  if dropped == len(kept):
+    raise ValueError(
+      f'runs: all {dropped} voxels are constant or hold NaN in one of them.'
+    )
+  warnings.warn(
+    f'runs: dropped {dropped} of {len(kept)} voxels that are constant or hold '
+    'NaN or infinities in one of them.',
+    stacklevel=3,
+  )
+  runs = [run._replace(series=np.asarray(run.series)[kept]) for run in runs]
+  return runs, coords[kept], None if labels is None else labels[kept]
 
 
 def _active(series, design, p):

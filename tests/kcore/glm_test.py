@@ -105,6 +105,27 @@ class TMapTest(parameterized.TestCase):
     self.assertEqual(single.dtype, jnp.float32)
     np.testing.assert_allclose(single, expected, atol=1e-3)
 
+  @parameterized.parameters(False, True)
+  def test_constant_voxels_are_not_active(self, x64):
+    _, design = _noise()
+    values = np.array([7.0, 0.0, 1000.1, -3.3e-5, 812.7, 1e4 / 3])
+    series = np.repeat(values[:, None], 121, axis=1)
+    # A small fluctuation over a large baseline still counts.
+    series = np.concatenate([series, 1000 + _noise(3)[0][2:]])
+    with jax.enable_x64(x64):
+      t, _ = glm.glm_tmap(series, design)
+    np.testing.assert_array_equal(t[:-1], 0)
+    self.assertGreater(t[-1], 3)
+
+  @parameterized.parameters((0, 1e-6), (1, 1e5), (2, 1e-5))
+  def test_scale_of_a_column_in_float32(self, column, scale):
+    series, design = _noise()
+    expected, _ = glm.glm_tmap(series, design)
+    design[:, column] *= scale
+    t, dof = glm.glm_tmap(series, design)
+    self.assertEqual(int(dof), 115)
+    np.testing.assert_allclose(t, expected, atol=1e-3)
+
   def test_large_baseline_in_float32(self):
     # Raw scans sit at thousands, their changes are of order one: the residual
     # keeps three digits only because it is projected twice.

@@ -95,6 +95,25 @@ class BoldStudyTest(parameterized.TestCase):
       labels[tuple(made.coords.astype(int).T)] - 1, made.module
     )
 
+  def test_drops_constant_voxels_with_their_labels(self):
+    runs, coords, inside, left = make_runs(2)
+    gone = np.flatnonzero(inside)[[0, -1]]
+    runs[0].series[gone[0]] = 1000.1
+    runs[1].series[gone[1], 3] = np.nan
+    labels = np.where(left, 1, 2)
+    with self.assertWarnsRegex(UserWarning, 'dropped 2 of 200 voxels'):
+      made = study.bold_study(runs, coords, _TR, labels=labels)
+    kept = inside.copy()
+    kept[gone] = False
+    np.testing.assert_array_equal(made.coords, coords[kept])
+    np.testing.assert_array_equal(made.module, np.where(left[kept], 0, 1))
+    self.assertEqual(made.corr[0].shape, (34, 34))
+    dead = [run._replace(series=np.ones((200, _SCANS))) for run in runs]
+    with self.assertRaisesRegex(ValueError, 'all 200 voxels'):
+      study.bold_study(dead, coords, _TR)
+    with self.assertRaisesRegex(ValueError, 'labels has shape'):
+      study.bold_study(runs, coords, _TR, labels=labels[1:])
+
   def test_refuses(self):
     runs, coords, _, _ = make_runs(1)
     with self.assertRaisesRegex(ValueError, 'runs is empty'):
