@@ -102,9 +102,8 @@ def functional_network(
       f'module is {module}; strategy {strategy!r} needs the label 0..M-1 of '
       'each node.'
     )
-  module = np.asarray(module)
-  num_modules = int(np.max(module)) + 1
-  percolation.check_module(module, n, num_modules)
+  module = percolation.known_labels(module, n)
+  num_modules = int(np.max(module, initial=0)) + 1
   if strategy == 'global':
     return _global(corr, module, num_modules, step, threshold, density)
   for name, value in (('threshold', threshold), ('density', density)):
@@ -151,9 +150,9 @@ def module_link_counts(adj: Any, module: Any) -> np.ndarray:
     >>> module_link_counts(adj, np.array([0, 0, 1])).tolist()
     [[1, 1], [1, 0]]
   """
-  module = np.asarray(module)
+  graphs.check_square(adj, 'adj')
+  module = percolation.known_labels(module, np.shape(adj)[0])
   num_modules = int(np.max(module, initial=0)) + 1
-  percolation.check_module(module, len(np.asarray(adj)), num_modules)
   u, v = graphs.edge_list(adj).T
   counts = np.zeros((num_modules, num_modules), np.int64)
   np.add.at(counts, (module[u], module[v]), 1)

@@ -191,6 +191,31 @@ def check_module(module: Any, num_nodes: int, num_modules: int) -> None:
     )
 
 
+def known_labels(module: Any, num_nodes: int) -> np.ndarray:
+  """Labels of known values, checked, as an array of the host.
+
+  Args:
+    module: int[N], labels 0..M-1, each of them used.
+    num_nodes: N.
+
+  Returns:
+    The labels; M is their maximum plus one.
+
+  Raises:
+    ValueError: as in `check_module`.
+
+  Example:
+    >>> known_labels([0, 1, 0], 3).max() + 1
+    np.int64(2)
+  """
+  labels = None if module is None else np.asarray(module)
+  # The largest label says how many there are, if they are labels at all.
+  integers = labels is not None and labels.dtype.kind in 'iu' and labels.size
+  highest = int(labels.max()) + 1 if integers else 1
+  check_module(labels, num_nodes, max(highest, 1))
+  return labels
+
+
 def _spanning_tree(levels):
   """Prim's algorithm: (edges [N-1, 2], level [N-1]) from high to low level."""
   n = levels.shape[0]

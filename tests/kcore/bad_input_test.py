@@ -38,6 +38,18 @@ class BadInputTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, 'corr'):
         refuse()
 
+  @parameterized.parameters(
+    (None,),
+    (np.full(6, -1),),
+    (np.full(6, np.nan),),
+    ([None] * 6,),
+    (list('abcdef'),),
+    (_MODULE[:5],),
+  )
+  def test_module_of_link_counts(self, module):
+    with self.assertRaisesRegex(ValueError, 'module'):
+      kcore.module_link_counts(np.zeros((6, 6)), module)
+
   def test_corr_not_symmetric(self):
     corr = _corr()
     # The last bit is enough: the network would have a link one way only.
@@ -55,6 +67,10 @@ class BadInputTest(parameterized.TestCase):
     (_MODULE * 2,),
     (_MODULE / 2,),
     (np.zeros(6, int),),
+    (np.full(6, -1),),
+    (np.full(6, np.nan),),
+    ([None] * 6,),
+    (list('abcdef'),),
   )
   def test_module_labels(self, module):
     with self.assertRaisesRegex(ValueError, 'module'):
