@@ -6,6 +6,7 @@ Arese Lucini, Del Ferraro, Sigman and Makse (2019), arXiv:1903.09630.
 from jaxpapers.kcore.clusters import spatial_clusters
 from jaxpapers.kcore.collapse import (
   CollapseParams,
+  active_nodes,
   collapse_curve,
   collapse_rhs,
   critical_coupling,
@@ -98,6 +99,7 @@ from jaxpapers.kcore.study import (
 from jaxpapers.kcore.synthetic import Region, SynthBold, synth_bold
 
 __all__ = [
+  'active_nodes',
   'active_voxels',
   'adjacency_matrix',
   'Analysis',

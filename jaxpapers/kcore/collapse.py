@@ -26,7 +26,8 @@ class CollapseParams(NamedTuple):
   Attributes:
     I: background activity, a scalar like the next four.
     R: inverse of the rate of inactivation, positive.
-    n: slope of the sigmoid; infinity makes it a step that is on at x = alpha.
+    n: slope of the sigmoid; infinity makes it a step that is on at x = alpha,
+      up to rounding (`active_nodes`).
     alpha: threshold of activation, above I R.
     J: strength of the couplings, 0 or more.
     adj: [N, N], 0 or 1, or relative weights J_ij / J of 0 or more.
@@ -79,18 +80,20 @@ def steady_state(
 
   Args:
     params: parameters; vmap over J, or over any other.
-    x0: [N] start. By default fully active, x_i = I R + J R sum_j A_ij. From
-      I R everywhere one gets the lowest state.
+    x0: [N] or scalar, start. By default fully active, x_i = I R + J R sum_j
+      A_ij. From I R everywhere one gets the lowest state.
     implicit_diff: false differentiates the iteration instead, in forward mode
       only.
 
   Returns:
-    [N] activities. Node i is active where x_i > alpha.
+    [N] activities. `active_nodes(x, alpha)` says which nodes are active: x_i >
+      alpha, or equal to it up to rounding.
 
   Raises:
     ValueError: names the argument, where values are known: I R >= alpha (all
-      nodes would stay active), negative J, R or n not positive, `adj` not
-      symmetric, with negative entries or self-loops.
+      nodes would stay active), negative or infinite J, R or n not positive,
+      `adj` not symmetric, with negative entries or self-loops. Also J, I, R, n
+      or alpha that is no scalar, or x0 of another length.
 
   Example:
     >>> triangle = 1.0 - np.eye(3)
@@ -98,9 +101,10 @@ def steady_state(
     >>> [round(float(v), 4) for v in steady_state(params)]
     [1.1, 1.1, 1.1]
   """
+  _check_scalars(params)
   check_params(params)
   params, x0 = _as_arrays(params, x0)
-  return _steady_state(params, x0, implicit_diff)
+  return _steady_state(params, _start(x0, params), implicit_diff)
 
 
 def fully_active(params: CollapseParams) -> jax.Array:
@@ -119,6 +123,34 @@ def fully_active(params: CollapseParams) -> jax.Array:
   """
   params, _ = _as_arrays(params, None)
   return params.R * (params.I + params.J * jnp.sum(params.adj, axis=1))
+
+
+def active_nodes(x: Any, alpha: Any) -> jax.Array:
+  """Which nodes are active: x >= alpha, up to rounding.
+
+  Where n is infinite and (alpha / R - I) / J an integer k, nodes with k active
+  neighbours sit at x = alpha exactly, and rounding would put some of them
+  below. So x counts from 16 spacings of floats below alpha, here as in the
+  step of the model itself.
+
+  Args:
+    x: activities, any shape.
+    alpha: threshold of activation.
+
+  Returns:
+    bool array of the shape of `x`.
+
+  Example:
+    >>> params = CollapseParams(0.1, 1.0, np.inf, 1.0, 0.45, 1.0 - np.eye(3))
+    >>> active_nodes(steady_state(params), params.alpha).tolist()
+    [True, True, True]
+  """
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = x.astype(float)
+  alpha = jnp.asarray(alpha, x.dtype)
+  scale = jnp.maximum(jnp.abs(x), jnp.abs(alpha))
+  return x >= alpha - 16 * jnp.finfo(x.dtype).eps * scale
 
 
 def collapse_curve(
@@ -151,12 +183,16 @@ def collapse_curve(
   """
   if np.ndim(J) != 1:
     raise ValueError(f'J has shape {np.shape(J)}; expected [S].')
+  # Its J is not used, whatever it is.
+  params = params._replace(J=0.0)
+  _check_scalars(params)
   check_params(params._replace(J=J))
   params, _ = _as_arrays(params, None)
   J = jnp.asarray(J, params.adj.dtype)
+  if not J.size:
+    return jnp.zeros((0, params.adj.shape[0]), params.adj.dtype)
   if x0 is not None:
-    shape = params.adj.shape[:1]
-    x0 = jnp.broadcast_to(jnp.asarray(x0, params.adj.dtype), shape)
+    x0 = _start(jnp.asarray(x0, params.adj.dtype), params)
   return _curve(params, J, x0, adiabatic)
 
 
@@ -209,6 +245,8 @@ def check_params(params: CollapseParams) -> None:
   _check_threshold(params.I, params.R, params.alpha)
   if not graphs.is_traced(params.n) and np.any(np.asarray(params.n) <= 0):
     raise ValueError(f'n is {params.n}; expected a positive slope.')
+  if not graphs.is_traced(params.J) and np.any(np.isinf(np.asarray(params.J))):
+    raise ValueError(f'J is {params.J}; expected a finite coupling.')
   if not graphs.is_traced(params.J) and np.any(np.asarray(params.J) < 0):
     raise ValueError(
       f'J is {params.J}; expected 0 or more: the model has positive couplings '
@@ -220,6 +258,29 @@ def check_params(params: CollapseParams) -> None:
       f'adj has a negative entry, {np.min(params.adj)}; expected couplings of '
       '0 or more. Drop negative correlations.'
     )
+
+
+def _check_scalars(params):
+  for name, value in zip(params._fields, params, strict=True):
+    if name != 'adj' and np.ndim(value):
+      raise ValueError(
+        f'{name} has shape {np.shape(value)}; expected a scalar. Couplings that'
+        ' differ between links are weights in adj; for many parameters use '
+        'jax.vmap, and for a sweep of J collapse_curve.'
+      )
+
+
+def _start(x0, params):
+  """A start for every node, or None."""
+  if x0 is None:
+    return None
+  shape = params.adj.shape[:1]
+  if x0.shape not in ((), shape):
+    raise ValueError(
+      f'x0 has shape {x0.shape}; expected {shape}, one activity per node of '
+      'adj, or a scalar.'
+    )
+  return jnp.broadcast_to(x0, shape)
 
 
 def _check_threshold(background, resistance, alpha):
@@ -255,7 +316,7 @@ def _gate(params, x):
   finite = jnp.isfinite(params.n)
   slope = jnp.where(finite, params.n, 1.0)
   smooth = 0.5 * (1.0 + jnp.tanh(slope * (x - params.alpha)))
-  step = (x >= params.alpha).astype(x.dtype)
+  step = active_nodes(x, params.alpha).astype(x.dtype)
   return jnp.where(finite, smooth, step)
 
 

@@ -355,19 +355,20 @@ def sweep_couplings(
   with jax.enable_x64(True):
     states = np.asarray(collapse.collapse_curve(params, J[::-1]))[::-1]
     low = options.I * options.R
-    rising = np.asarray(collapse.collapse_curve(params, J, x0=low))
-    down = np.sum(states > options.alpha, axis=1)
+    rising = collapse.collapse_curve(params, J, x0=low)
+    down = _count(states, options.alpha)
+    up = _count(rising, options.alpha)
     turn = int(np.argmax(down > 0))
     turned = np.zeros(len(J), np.int64)
     if down.any():
       back = collapse.collapse_curve(params, J[turn:], x0=states[turn])
-      turned[turn:] = np.sum(np.asarray(back) > options.alpha, axis=1)
+      turned[turn:] = _count(back, options.alpha)
   sizes = np.append(core_sizes, 0)
   return Sweep(
     J,
     level,
     down,
-    np.sum(rising > options.alpha, axis=1),
+    up,
     turned,
     sizes[k.astype(int)],
     float(critical),
@@ -405,6 +406,10 @@ def enough_rounds(key: jax.Array, edges: Any, num_nodes: int) -> int:
   # A little more, as eight graphs are few.
   wanted = math.ceil(1.03 * null.MIN_SWAPS_PER_EDGE / max(per_round, 1e-3))
   return min(max(null.MIN_ROUNDS, wanted), 500)
+
+
+def _count(x, alpha):
+  return np.sum(np.asarray(collapse.active_nodes(x, alpha)), axis=1)
 
 
 def _nulls(result, options, index):

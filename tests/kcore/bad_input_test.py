@@ -50,6 +50,17 @@ class BadInputTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'module'):
       kcore.module_link_counts(np.zeros((6, 6)), module)
 
+  @parameterized.parameters(
+    (np.inf, None, 'J is inf'),
+    (np.ones(5), None, r'J has shape \(5,\).*weights in adj'),
+    (np.ones((5, 5)), None, 'J has shape'),
+    (1.0, np.ones(4), 'x0 has shape'),
+    (1.0, np.ones(1), 'x0 has shape'),
+  )
+  def test_steady_state(self, J, x0, message):
+    with self.assertRaisesRegex(ValueError, message):
+      kcore.steady_state(_params(J=J), x0)
+
   def test_corr_not_symmetric(self):
     corr = _corr()
     # The last bit is enough: the network would have a link one way only.

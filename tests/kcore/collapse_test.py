@@ -64,6 +64,33 @@ class SteadyStateTest(parameterized.TestCase):
     params = params._replace(J=0.499)
     np.testing.assert_array_equal(kcore.steady_state(params), 0.0)
 
+  @parameterized.product(
+    name=('karate', 'two_clusters_bridges'),
+    values=((0.1, 1.0, 1.0), (0.2, 2.0, 3.0), (0.3, 0.7, 0.9)),
+    x64=(False, True),
+  )
+  def test_step_at_integer_levels_prunes_to_the_core(self, name, values, x64):
+    # Nodes at the threshold: rounding must not switch them off.
+    adj, core = adjacency(name)
+    background, resistance, alpha = values
+    k = np.arange(1, core.max() + 1)
+    params = kcore.CollapseParams(
+      background, resistance, np.inf, alpha, 1.0, adj.astype(float)
+    )
+    with jax.enable_x64(x64):
+      J = (alpha / resistance - background) / k
+      x = kcore.collapse_curve(params, J, adiabatic=False)
+      active = kcore.active_nodes(x, alpha)
+    np.testing.assert_array_equal(active, core >= k[:, None])
+
+  def test_scalar_start_and_empty_sweep(self):
+    params = complete(3)
+    low = kcore.steady_state(params, 0.1)
+    np.testing.assert_array_equal(
+      low, kcore.steady_state(params, np.full(3, 0.1))
+    )
+    self.assertEqual(kcore.collapse_curve(params, np.zeros(0)).shape, (0, 3))
+
   def test_step_gives_cores_and_unequal_couplings_s_cores(self):
     adj, core = adjacency('karate')
     params = kcore.CollapseParams(0.1, 1.0, np.inf, 1.0, 1.0, adj)
