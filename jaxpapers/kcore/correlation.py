@@ -10,8 +10,9 @@ import numpy as np
 from jaxpapers.kcore import edges as graphs
 
 # Decimals of c / step that count. A value such as 0.29 / 0.01 is 28.999999...
-# in float64 and means 29.
+# in float64 and means 29. A float32 of 0.29 is 0.28999999 and means 29, too.
 _DECIMALS = 9
+_DECIMALS_SINGLE = 4
 _ROWS = 64
 
 
@@ -119,8 +120,9 @@ def quantize_levels(
 
   All that follows compares levels, and integers compare alike on any device.
   Two links of equal weight have one level, and `values[levels]` is the weight,
-  rounded down to the grid if there is one. Costs N^2 with a grid, N^2 log N
-  without.
+  rounded down to the grid if there is one. Of c / step 9 decimals count, or 4
+  where correlations come in float32 or shorter: 0.29 stays on a grid of 0.01.
+  Costs N^2 with a grid, N^2 log N without.
 
   Args:
     corr: [N, N], finite and exactly symmetric; the diagonal is ignored.
@@ -141,7 +143,11 @@ def quantize_levels(
     ([[-1, 0], [0, -1]], [0.29])
   """
   graphs.check_symmetric(corr, 'corr')
-  corr = np.asarray(corr, np.float64)
+  corr = np.asarray(corr)
+  # bfloat16 is not of a kind of numpy's own.
+  single = corr.dtype.itemsize < 8 and corr.dtype.kind not in 'biu'
+  decimals = _DECIMALS_SINGLE if single else _DECIMALS
+  corr = corr.astype(np.float64, copy=False)
   n = len(corr)
   levels = np.full((n, n), -1, np.int32)
   if n < 2:
@@ -156,7 +162,7 @@ def quantize_levels(
     raise ValueError(f'step is {step}; expected a positive distance or None.')
 
   def ticks(values):
-    return np.floor(np.round(values / step, _DECIMALS))
+    return np.floor(np.round(values / step, decimals))
 
   # The rows of this view hold all entries between two of the diagonal.
   off = np.ascontiguousarray(corr).ravel()[1:].reshape(n - 1, n + 1)[:, :-1]

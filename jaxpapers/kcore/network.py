@@ -93,7 +93,7 @@ def functional_network(
       'quantize_levels outside and module_merge_thresholds inside.'
     )
   graphs.check_symmetric(corr, 'corr')
-  corr = np.asarray(corr, np.float64)
+  corr = np.asarray(corr)
   n = len(corr)
   if strategy == 'global' and module is None:
     module = np.zeros(n, np.int32)
@@ -126,7 +126,7 @@ def functional_network(
   adj = (levels >= needed) & (needed >= 0) & (levels >= 0)
   return Network(
     adj,
-    np.where(adj, corr, 0.0),
+    np.where(adj, corr.astype(np.float64), 0.0),
     _value(values, inside, step),
     _value(values, between, step),
   )
@@ -214,10 +214,12 @@ def _global(corr, module, num_modules, step, threshold, density):
   else:
     if not np.isfinite(threshold):
       raise ValueError(f'threshold is {threshold}; expected a number.')
-    adj = corr >= threshold
+    # In the type of corr: a float32 of 0.29 is below 0.29.
+    adj = corr >= float(threshold)
     np.fill_diagonal(adj, False)
   between = np.full((num_modules, num_modules), float(threshold))
-  return Network(adj, np.where(adj, corr, 0.0), between[0].copy(), between)
+  weights = np.where(adj, corr.astype(np.float64), 0.0)
+  return Network(adj, weights, between[0].copy(), between)
 
 
 def _value(values, level, step):

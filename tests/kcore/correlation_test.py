@@ -118,6 +118,17 @@ class QuantizeLevelsTest(parameterized.TestCase):
       np.testing.assert_array_equal(levels[0, 1], 0)
       self.assertAlmostEqual(values[0], tick / 100, delta=1e-15)
 
+  def test_single_precision_stays_on_the_grid(self):
+    for tick in range(-99, 100):
+      corr = np.array([[1, tick / 100], [tick / 100, 1]], np.float32)
+      _, values = kcore.quantize_levels(corr, 0.01)
+      self.assertAlmostEqual(values[0], tick / 100, delta=1e-15)
+    # Half a tick is not one.
+    _, values = kcore.quantize_levels(
+      np.float32([[1, 0.295], [0.295, 1]]), 0.01
+    )
+    self.assertAlmostEqual(values[0], 0.29, delta=1e-15)
+
   def test_ties_share_a_level(self):
     corr = np.round(kcore.correlation_matrix(series()), 1)
     levels, values = kcore.quantize_levels(corr)

@@ -152,5 +152,21 @@ class FunctionalNetworkTest(parameterized.TestCase):
         call()
 
 
+class SinglePrecisionTest(absltest.TestCase):
+  def test_grid_ties(self):
+    upper = np.triu(np.arange(36).reshape(6, 6), 1) / 100
+    corr = upper + upper.T + np.eye(6)
+    module = np.array([0, 0, 0, 1, 1, 1])
+    single = corr.astype(np.float32)
+    for options in (
+      dict(strategy='module_merge', step=0.01),
+      dict(strategy='global', threshold=0.29),
+    ):
+      expected = kcore.functional_network(corr, module, **options)
+      found = kcore.functional_network(single, module, **options)
+      np.testing.assert_array_equal(found.adj, expected.adj)
+      self.assertEqual(found.weights.dtype, np.float64)
+
+
 if __name__ == '__main__':
   absltest.main()
