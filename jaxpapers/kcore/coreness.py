@@ -91,13 +91,13 @@ def k_core_mask(adj: Any, k: Any) -> jax.Array:
 
   Args:
     adj: [N, N] adjacency matrix or `Edges`, as in `coreness`.
-    k: integer, may be traced.
+    k: number, may be traced; 2.5 asks for 3 neighbours.
 
   Returns:
     bool[N]: the largest set in which each node has at least k neighbours.
 
   Raises:
-    ValueError: `adj` is not a simple undirected graph.
+    ValueError: `adj` is not a simple undirected graph, or `k` is no number.
 
   Example:
     >>> star = Edges(np.array([[0, 1], [0, 2], [0, 3]]), 4)
@@ -105,6 +105,10 @@ def k_core_mask(adj: Any, k: Any) -> jax.Array:
     (Array(True, dtype=bool), Array(False, dtype=bool))
   """
   _check_graph(adj)
+  if np.ndim(k):
+    raise ValueError(f'k has shape {np.shape(k)}; expected one number.')
+  if not graphs.is_traced(k) and np.isnan(k):
+    raise ValueError(f'k is {k}; expected a number of neighbours.')
   return _k_core(adj if isinstance(adj, Edges) else jnp.asarray(adj) != 0, k)
 
 
@@ -121,7 +125,7 @@ def shell_occupancy(coreness: Any, k_max: int | None = None) -> jax.Array:
 
   Raises:
     ValueError: coreness has another rank, `k_max` is missing under jit, or a
-      coreness, where known, exceeds it.
+      coreness, where known, exceeds it or is negative.
 
   Example:
     >>> shell_occupancy(np.array([2, 2, 2, 1])).tolist()
@@ -140,6 +144,10 @@ def shell_occupancy(coreness: Any, k_max: int | None = None) -> jax.Array:
   elif known and np.max(np.asarray(coreness), initial=0) > k_max:
     raise ValueError(
       f'k_max is {k_max} but coreness goes up to {np.max(coreness)}.'
+    )
+  if known and np.min(np.asarray(coreness), initial=0) < 0:
+    raise ValueError(
+      f'coreness has a negative entry, {np.min(coreness)}; expected 0 or more.'
     )
   coreness = jnp.asarray(coreness, jnp.int32)
   return jnp.zeros(k_max + 1, jnp.int32).at[coreness].add(1, mode='drop')
@@ -279,7 +287,12 @@ def _prune_graph(adj, k, width=()):
 
 @jax.jit
 def _k_core(adj, k):
-  return _prune_graph(adj, jnp.asarray(k, jnp.int32))
+  k = jnp.asarray(k)
+  if jnp.issubdtype(k.dtype, jnp.floating):
+    # No node has as many as N neighbours: this also takes infinities.
+    n = adj.num_nodes if isinstance(adj, Edges) else adj.shape[0]
+    k = jnp.clip(jnp.ceil(k), 0, n)
+  return _prune_graph(adj, k.astype(jnp.int32))
 
 
 def _allk(adj, k_bound):

@@ -135,6 +135,21 @@ class CorenessTest(parameterized.TestCase):
       core = kcore.coreness(empty, method=method)
       np.testing.assert_array_equal(core, np.zeros(4))
 
+  def test_fraction_of_a_neighbour(self):
+    adj = samples.random_graph(5)
+    core = np.asarray(kcore.coreness(adj))
+    self.assertGreater(core.max(), 3)
+    for k in (-1.5, 0.0, 2.5, np.float32(1.2), 3.0, np.inf, -np.inf, 7):
+      np.testing.assert_array_equal(kcore.k_core_mask(adj, k), core >= k)
+    mask = jax.jit(kcore.k_core_mask)(adj, 2.5)
+    np.testing.assert_array_equal(mask, core >= 3)
+    with self.assertRaisesRegex(ValueError, 'k is nan'):
+      kcore.k_core_mask(adj, np.nan)
+    with self.assertRaisesRegex(ValueError, 'k has shape'):
+      kcore.k_core_mask(adj, np.arange(3))
+    with self.assertRaisesRegex(ValueError, 'coreness has a negative entry'):
+      kcore.shell_occupancy(np.array([2, -1]))
+
   def test_bad_input(self):
     good = samples.random_graph(0)
     directed = good.copy()
