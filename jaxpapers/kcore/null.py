@@ -217,6 +217,7 @@ def null_chunks(
     [2, 4, 5]
   """
   graphs.check_edges(edges, num_nodes)
+  num_nodes = int(num_nodes)
   check_rounds(rounds)
   for name, value in (('num_nulls', num_nulls), ('chunk', chunk)):
     if isinstance(value, bool) or int(value) != value or value < 1:
@@ -350,6 +351,7 @@ def null_mixing(
     [2.0, 2.0, 2.0, 2.0]
   """
   graphs.check_edges(edges, num_nodes)
+  num_nodes = int(num_nodes)
   rounds = tuple(int(r) for r in rounds)
   if not rounds or rounds[0] < 0 or np.any(np.diff(rounds) <= 0):
     raise ValueError(f'rounds is {rounds}; expected increasing numbers.')

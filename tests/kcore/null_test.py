@@ -217,6 +217,16 @@ class NullCorenessTest(absltest.TestCase):
     ]
     self.assertEqual(out.strip(), ' '.join(map(str, found)))
 
+  def test_number_of_nodes_from_a_file(self):
+    key, edges, n = small()
+    number = np.asarray(n)
+    np.testing.assert_array_equal(
+      kcore.null_coreness(key, edges, number, 3).k_max,
+      kcore.null_coreness(key, edges, n, 3).k_max,
+    )
+    mixing = kcore.null_mixing(key, edges, number, rounds=(1, 2), num_nulls=3)
+    self.assertEqual(mixing.k_max.shape, (3, 2))
+
   def test_bad_input(self):
     key, edges, n = small()
     null = kcore.null_coreness
