@@ -259,7 +259,9 @@ def _open(path, argument):
 def _repetition_time(image, path):
   """Seconds between scans, from the header."""
   zooms = image.header.get_zooms()
-  value = float(zooms[3]) if len(zooms) > 3 else 0.0
+  # Headers hold float32: the shortest number that it stands for, 2.4 and not
+  # 2.4000000953674316.
+  value = float(str(zooms[3])) if len(zooms) > 3 else 0.0
   unit = 'unknown'
   if hasattr(image.header, 'get_xyzt_units'):
     unit = image.header.get_xyzt_units()[1]

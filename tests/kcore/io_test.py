@@ -76,6 +76,13 @@ class LoadBoldTest(parameterized.TestCase):
       self.assertAlmostEqual(io.load_bold(path).tr, seconds, places=6)
     self.assertEqual(bool(caught), warned)
 
+  @parameterized.parameters(
+    (2.4, 'sec', 2.4), (0.72, 'sec', 0.72), (720.0, 'msec', 0.72)
+  )
+  def test_time_without_the_noise_of_float32(self, tr, unit, seconds):
+    path = _save(self.folder / 'bold.nii', self.array, tr=tr, unit=unit)
+    self.assertEqual(io.load_bold(path).tr, seconds)
+
   def test_time_given_or_missing(self):
     path = _save(self.folder / 'bold.nii', self.array, tr=0.0)
     with self.assertRaisesRegex(ValueError, 'tr: the header'):
