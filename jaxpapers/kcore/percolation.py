@@ -42,15 +42,16 @@ def percolation_curve(levels: Any) -> Percolation:
 
   Args:
     levels: int32[N, N] from `quantize_levels`, or weights of any real type
-      (float weights are compared as they are); symmetric. The diagonal is
-      ignored.
+      that JAX holds; symmetric. The diagonal is ignored. Without x64 JAX holds
+      float64 weights as float32, which is taken where no two distinct weights
+      become one.
 
   Returns:
     The curve. `giant_at` reads it at any threshold.
 
   Raises:
     ValueError: `levels` is not square, or, where known, not symmetric or not
-      finite.
+      finite, or has distinct weights that would be one without x64.
 
   Example:
     >>> levels = np.array([[0, 9, 5], [9, 0, 5], [5, 5, 0]])
@@ -59,6 +60,7 @@ def percolation_curve(levels: Any) -> Percolation:
     ([9, 5], [2, 3], [1, 0])
   """
   graphs.check_symmetric(levels, 'levels')
+  _check_exact(levels)
   levels = jnp.asarray(levels)
   n = levels.shape[0]
   if n < 2:
@@ -134,13 +136,14 @@ def module_merge_thresholds(
     )
   levels = levels.astype(jnp.int32)
   check_module(module, levels.shape[0], num_modules)
-  if not 0 <= quorum < 1:
+  if not graphs.is_traced(quorum) and not 0 <= quorum < 1:
     raise ValueError(
       f'quorum is {quorum}; expected a fraction in [0, 1): no component holds '
       'more than the whole of a module.'
     )
-  if graphs.is_traced(module):
-    size = jnp.zeros(num_modules, jnp.int32).at[module].add(1)
+  if graphs.is_traced(module, quorum):
+    labels = jnp.asarray(module, jnp.int32)
+    size = jnp.zeros(num_modules, jnp.int32).at[labels].add(1)
     need = jnp.floor(quorum * size).astype(jnp.int32) + 1
   else:
     size = np.bincount(np.asarray(module), minlength=num_modules)
@@ -214,6 +217,30 @@ def known_labels(module: Any, num_nodes: int) -> np.ndarray:
   highest = int(labels.max()) + 1 if integers else 1
   check_module(labels, num_nodes, max(highest, 1))
   return labels
+
+
+def _check_exact(levels):
+  """Refuses weights that become equal, or overflow, in the type of JAX."""
+  if graphs.is_traced(levels):
+    return
+  levels = np.asarray(levels)
+  dtype = jnp.asarray(levels[:0]).dtype
+  if dtype == levels.dtype:
+    return
+  exact = np.unique(levels[np.triu_indices(len(levels), 1)])
+  with np.errstate(over='ignore'):
+    held = exact.astype(dtype)
+  if dtype.kind == 'f':
+    lost = np.any(held[1:] == held[:-1]) or not np.all(np.isfinite(held))
+  else:
+    lost = np.any(held != exact)
+  if lost:
+    raise ValueError(
+      f'levels has dtype {levels.dtype}, which JAX holds as {dtype}, and '
+      'weights would be lost or become one. Pass quantize_levels(levels)[0], '
+      'which is exact and keeps their order, or call under '
+      'jax.enable_x64(True).'
+    )
 
 
 def _spanning_tree(levels):

@@ -123,6 +123,29 @@ def brute_thresholds(levels, module, num_modules, quorum):
   return out
 
 
+class HeldByJaxTest(absltest.TestCase):
+  def test_weights_that_would_become_one(self):
+    weights = np.array([[0, 0.5, 0.2], [0.5, 0, 0.5], [0.2, 0.5, 0]])
+    weights[0, 1] = weights[1, 0] = np.nextafter(0.5, 1)
+    with self.assertRaisesRegex(ValueError, 'levels has dtype float64'):
+      kcore.percolation_curve(weights)
+    with self.assertRaisesRegex(ValueError, 'levels has dtype int64'):
+      kcore.percolation_curve(np.array([[0, 2**40], [2**40, 0]]))
+    with jax.enable_x64(True):
+      giant = np.asarray(kcore.percolation_curve(weights).giant)
+    np.testing.assert_array_equal(giant, [2, 3])
+    levels, _ = kcore.quantize_levels(weights)
+    np.testing.assert_array_equal(kcore.percolation_curve(levels).giant, giant)
+
+  def test_thresholds_under_jit_with_a_quorum(self):
+    levels = random_levels(3)
+    module = np.arange(14) % 2
+    merge = kcore.module_merge_thresholds
+    found = jax.jit(merge, static_argnums=2)(levels, module, 2, 0.5)
+    for a, b in zip(found, merge(levels, module, 2, 0.5), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
 class ModuleMergeTest(parameterized.TestCase):
   @parameterized.product(seed=(0, 1), quorum=(0.0, 0.3, 0.5, 0.7))
   def test_against_brute_force(self, seed, quorum):
