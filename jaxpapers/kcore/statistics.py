@@ -124,7 +124,8 @@ def core_overlap(
     The test.
 
   Raises:
-    ValueError: shapes differ, there is no node, or an option is unknown.
+    ValueError: shapes differ, there is no node, an entry is neither 0 nor 1, or
+      an option is unknown.
 
   Example:
     >>> core = np.arange(10) < 3
@@ -136,6 +137,12 @@ def core_overlap(
     raise ValueError(
       f'core has shape {core.shape} and other {other.shape}; expected [N] both.'
     )
+  for name, mask in (('core', core), ('other', other)):
+    if not np.all((mask == 0) | (mask == 1)):
+      raise ValueError(
+        f'{name} holds other values than 0 and 1; expected a mask over all '
+        'nodes, not their numbers.'
+      )
   if method not in ('exact', 'paper'):
     raise ValueError(f"method is {method!r}; expected 'exact' or 'paper'.")
   core, other = core.astype(bool), other.astype(bool)

@@ -122,6 +122,15 @@ class ShapeTest(parameterized.TestCase):
         statistics.u_shape_index(bad)
 
 
+class MaskTest(absltest.TestCase):
+  def test_numbers_of_nodes_are_no_mask(self):
+    mask = np.arange(4) < 2
+    with self.assertRaisesRegex(ValueError, 'core holds other values'):
+      statistics.core_overlap(np.array([0, 3, 5, 7]), mask)
+    with self.assertRaisesRegex(ValueError, 'other holds other values'):
+      statistics.core_overlap(mask, np.array([0.0, 1.0, np.nan, 1.0]))
+
+
 class ConsensusTest(parameterized.TestCase):
   def test_golden(self):
     golden = goldens.load_json('kcore', 'statistics.json')['consensus_map']
