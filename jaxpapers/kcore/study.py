@@ -22,7 +22,7 @@ class Study(NamedTuple):
 
   Attributes:
     title: what it is.
-    corr: float64[N, N] for each recording.
+    corr: float64[N, N], or float32, for each recording.
     names: one per recording.
     module: int32[N], labels 0..M-1.
     module_names: one per module.
@@ -147,7 +147,11 @@ def matrix_study(
     (3, 3)
   """
   module = np.asarray(module)
-  corr = _square(np.asarray(corr, np.float64))
+  corr = np.asarray(corr)
+  if corr.dtype != np.float32:
+    # float32 stays: it says how many decimals count on a grid of thresholds.
+    corr = corr.astype(np.float64)
+  corr = _square(corr)
   n = len(corr)
   for name, array, shape in (
     ('module', module, (n,)),
@@ -310,7 +314,7 @@ def _square(corr):
       f'corr has {corr.size} entries, which is not N (N - 1) / 2 for any N; '
       'expected a square matrix or its upper triangle without diagonal.'
     )
-  square = np.zeros((n, n))
+  square = np.zeros((n, n), corr.dtype)
   square[np.triu_indices(n, 1)] = corr
   square = square + square.T
   np.fill_diagonal(square, 1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.ndimage
 from absl.testing import absltest, parameterized
 
-from jaxpapers.kcore import glm, study
+from jaxpapers.kcore import correlation, glm, study
 from tests.helpers import goldens
 
 _TR = 2.0
@@ -138,6 +138,13 @@ class OtherStudiesTest(parameterized.TestCase):
     upper = study.matrix_study(corr[np.triu_indices(6, 1)], module)
     square = study.matrix_study(corr, module)
     np.testing.assert_array_equal(upper.corr[0], square.corr[0])
+
+  def test_single_precision_stays(self):
+    # quantize_levels rounds by the type: 0.29 is on a grid of 0.01.
+    upper = np.array([0.29, 0.28, 0.27])
+    made = study.matrix_study(upper.astype(np.float32), [0, 0, 1])
+    _, values = correlation.quantize_levels(made.corr[0], 0.01)
+    np.testing.assert_allclose(values, upper[::-1], atol=1e-15)
 
   def test_matrix_refuses(self):
     with self.assertRaisesRegex(ValueError, 'corr has 4 entries'):
