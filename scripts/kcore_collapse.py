@@ -9,7 +9,7 @@ Examples:
   python scripts/kcore_collapse.py --network=edges.txt --slope=20
 
 The model: dx_i/dt = I - x_i / R + J/2 sum_j A_ij (1 + tanh(n (x_j - alpha))).
-A node is active where x_i > alpha. As J falls, nodes fall silent core by core;
+A node is active where x_i >= alpha. As J falls, nodes fall silent core by core;
 for a steep sigmoid the last one, the k_max-core, at J_c = (alpha/R - I)/k_max.
 Three sweeps are made: J falls from a fully active network, rises again from the
 last state before the collapse, and rises after it.
