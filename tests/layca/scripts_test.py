@@ -216,6 +216,7 @@ class ScriptsTest(parameterized.TestCase):
     )
     self.assert_pictures(folder, 'layers', 'learning', 'steps')
 
+  @pytest.mark.slow
   def test_values_given_for_all_hold_in_every_setting(self):
     folder = self.folder / 'run'
     done = scripts.run(
@@ -327,6 +328,7 @@ class ScriptsTest(parameterized.TestCase):
       else:
         np.testing.assert_array_equal(resumed[key], value, key)
 
+  @pytest.mark.slow
   def test_mnist_resumes_after_a_kill(self):
     self.assert_resumes('layca_mnist', 'part0', signal.SIGKILL)
 
@@ -410,6 +412,7 @@ class ScriptsTest(parameterized.TestCase):
     scripts.assert_usage_error(self, done, *words)
     self.assertFalse(workdir.exists())
 
+  @pytest.mark.slow
   def test_replay_of_a_run_that_ended_early(self):
     folder = self.folder / 'run'
     self.run_script(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
@@ -152,6 +153,7 @@ class TrainingTest(parameterized.TestCase):
       atol=1e-2,
     )
 
+  @pytest.mark.slow
   def test_convolutions_with_multipliers(self):
     golden = goldens.load_npz('layca', 'train_conv_alpha0.3.npz')
     tag, kernels = 'conv-pub', ('conv0', 'conv1', 'conv2', 'last_dense')

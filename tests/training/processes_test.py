@@ -118,6 +118,7 @@ class ProcessesTest(absltest.TestCase):
       # Sums in another order, in float32, and Adam in between.
       self.assertAlmostEqual(a['loss'], b['loss'], delta=1e-6)
 
+  @pytest.mark.slow
   def test_processes_that_share_a_part_of_the_batch(self):
     # The mesh has no batch axis: both load all of it, and split the model.
     self.run_toy('one', '--num_steps=12')
@@ -131,6 +132,7 @@ class ProcessesTest(absltest.TestCase):
       atol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_population_over_processes(self):
     flags = ('--num_steps=12', '--members=2')
     self.run_toy('one', *flags)
