@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries, read into Linen trees and written back."""
