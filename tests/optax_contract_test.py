@@ -15,6 +15,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca
+from jaxpapers.training import optimizers
 from tests.helpers import broken_transforms, devices, optax_contract
 
 
@@ -57,6 +58,18 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
   'layca_normalized_sgd': layca.normalized_sgd,
   'layca_tracked': lambda learning_rate: optax.chain(
     optax.sgd(learning_rate), layca.track_layer_rotation()
+  ),
+  'fairseq_adam': optimizers.fairseq_adam,
+  'fairseq_adam_no_bias_ln': functools.partial(
+    optimizers.fairseq_adam, decay_mask='no_bias_ln', clip_norm=0.5
+  ),
+  'fairseq_adam_schedule': lambda learning_rate: optimizers.fairseq_adam(
+    lambda count: learning_rate / (1 + count)
+  ),
+  'bert_adam': optimizers.bert_adam,
+  'scale_by_fairseq_adam': lambda learning_rate: optax.chain(
+    optimizers.scale_by_fairseq_adam(),
+    optax.scale_by_learning_rate(learning_rate),
   ),
   'optax_sgd_momentum': functools.partial(optax.sgd, momentum=0.875),
   'optax_adam': optax.adam,
