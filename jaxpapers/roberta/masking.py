@@ -237,7 +237,7 @@ def _mask_row(key, ids, candidates, *, mask_prob, exact, slots, **options):
   """`mask_tokens` of one sequence [S]."""
   length = len(ids)
   # All the random numbers of a sequence in one go.
-  bits = jax.random.bits(key, (length + 1 + 2 * slots,))
+  bits = _bits(key, length + 1 + 2 * slots)
   choice, bits = bits[:length], bits[length:]
   if exact:
     count = _draw_count(bits[0], candidates, mask_prob, slots)
@@ -257,7 +257,7 @@ def _mask_words(
 ):
   """`mask_tokens` of one sequence [S], by whole words."""
   length = len(ids)
-  bits = jax.random.bits(key, (2 * length + 1 + slots,))
+  bits = _bits(key, 2 * length + 1 + slots)
   choice, bits = bits[:length], bits[length:]
   word = jnp.cumsum(starts) - 1  # -1 before the first.
   exists = jnp.arange(length) <= word[-1]
@@ -277,8 +277,10 @@ def _mask_words(
 
 def _draw_count(bits, candidates, mask_prob, most):
   """floor(mask_prob * n + u), and never more than there are."""
-  total = jnp.sum(candidates)
-  count = jnp.floor(mask_prob * total + _uniform(bits)).astype(jnp.int32)
+  total = jnp.sum(candidates, dtype=jnp.int32)
+  # float32 under x64 too, for the same masks.
+  mean = np.float32(mask_prob) * total.astype(jnp.float32)
+  count = jnp.floor(mean + _uniform(bits)).astype(jnp.int32)
   return jnp.minimum(count, jnp.minimum(total, most))
 
 
@@ -299,9 +301,9 @@ def _smallest(bits, candidates, slots):
 def _compact(chosen, slots):
   """Positions of what is chosen, its number, and how many do not fit."""
   positions = _smallest(jnp.zeros(chosen.shape, jnp.uint32), chosen, slots)
-  total = jnp.sum(chosen)
+  total = jnp.sum(chosen, dtype=jnp.int32)
   count = jnp.minimum(total, slots)
-  return positions, count, (total - count).astype(jnp.int32)
+  return positions, count, total - count
 
 
 def _replace(
@@ -322,6 +324,10 @@ def _replace(
   inputs = ids.at[where].set(new, mode='drop', unique_indices=False)
   weights = used.astype(jnp.float32)
   return MaskedBatch(inputs, targets, weights, positions, overflow)
+
+
+def _bits(key, count):
+  return jax.random.bits(key, (count,), jnp.uint32)  # Wider under x64, else.
 
 
 def _uniform(bits):

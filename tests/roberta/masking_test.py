@@ -204,6 +204,18 @@ class KeysTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, jitted, plain)
     self.assertLen(np.unique(np.asarray(plain.inputs), axis=0), 4)
 
+  @parameterized.parameters(({},), ({'words': True},), ({'exact': False},))
+  def test_x64_changes_nothing(self, options):
+    ids = np.broadcast_to(_item()[:40], (4, 40))
+    key = jax.random.key(0)
+    expected = _masker(**options)(key, ids)
+    with jax.enable_x64(True):
+      wide = _masker(**options)(key, ids)
+    jax.tree.map(np.testing.assert_array_equal, wide, expected)
+    for name in ('inputs', 'targets', 'positions', 'overflow'):
+      self.assertEqual(getattr(wide, name).dtype, np.int32, name)
+    self.assertEqual(wide.weights.dtype, np.float32)
+
   def test_vmap_over_seeds(self):
     ids = np.broadcast_to(_item()[:40], (4, 40))
     keys = jax.random.split(jax.random.key(0), 3)
