@@ -85,7 +85,7 @@ def heads_out(num_heads: int) -> Layout:
 
 
 def heads_in(num_heads: int) -> Layout:
-  """Projection of attention's output: (out, heads * size) -> (heads, size, out)."""
+  """Attention's output: (out, heads * size) -> (heads, size, out)."""
 
   def read(x):
     if x.ndim != 2 or x.shape[1] % num_heads:

@@ -379,8 +379,9 @@ def _shardings(shardings, like) -> dict[str, Any]:
 def _place(array, sharding):
   if sharding is None:
     return array
+  # Copied: on a CPU the result would else lie on the mapped file.
   return jax.make_array_from_callback(
-    array.shape, sharding, lambda index: array[index]
+    array.shape, sharding, lambda index: np.array(array[index])
   )
 
 

@@ -1,4 +1,4 @@
-"""The pickles inside PyTorch files, read without torch and without running code.
+"""The pickles inside PyTorch files, read without torch, run without effect.
 
 A pickle is a program. Of what it may name, only the functions that put tensors
 together are known here, and they are replaced by records that hold numbers;
