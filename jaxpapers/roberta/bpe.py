@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxpapers.data import files as data_files
-from jaxpapers.roberta import bpe_files, text_files
+from jaxpapers.roberta import bpe_files, bpe_words, text_files
 
 _TRUNCATIONS = ('tail', 'longest_first')
 _SURROGATES = range(0xD800, 0xE000)
@@ -69,6 +69,9 @@ class ByteLevelBPE:
     self._tokenizer = tokenizers.Tokenizer(model)
     self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
       add_prefix_space=False
+    )
+    self._words = bpe_words.Words(
+      lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids
     )
     self.vocab_size = max(self._vocabulary.values()) + 1
     self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
@@ -242,10 +245,14 @@ class ByteLevelBPE:
     Raises:
       ValueError: the text has a lone surrogate.
     """
-    return self.encode_batch([text])[0]
+    try:
+      return self._words.encode(text)
+    except (AttributeError, TypeError):
+      _check_text(text, 'text')
+      raise
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of several texts, by several threads.
+    """Ids of several texts.
 
     Args:
       texts: strings that UTF-8 can encode.
@@ -256,7 +263,13 @@ class ByteLevelBPE:
     Raises:
       ValueError: a text has a lone surrogate.
     """
-    return [encoding.ids for encoding in self._encode(texts)]
+    texts = list(texts)
+    try:
+      return [self._words.encode(text) for text in texts]
+    except (AttributeError, TypeError):
+      for number, text in enumerate(texts):
+        _check_text(text, f'texts[{number}]')
+      raise
 
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Ids of several texts, one after the other.
@@ -270,22 +283,10 @@ class ByteLevelBPE:
     Raises:
       ValueError: a text has a lone surrogate.
     """
-    ids = [encoding.ids for encoding in self._encode(texts)]
+    ids = self.encode_batch(texts)
     sizes = np.fromiter(map(len, ids), np.int32, len(ids))
     flat = itertools.chain.from_iterable(ids)
     return np.fromiter(flat, np.int32, int(sizes.sum())), sizes
-
-  def _encode(self, texts, offsets=False):
-    texts = list(texts)
-    encode = self._tokenizer.encode_batch_fast
-    if offsets:
-      encode = self._tokenizer.encode_batch
-    try:
-      return encode(texts, add_special_tokens=False)
-    except TypeError:
-      for number, text in enumerate(texts):
-        _check_text(text, f'texts[{number}]' if len(texts) > 1 else 'text')
-      raise
 
   def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids of a text, and where in the text each comes from.
@@ -302,7 +303,11 @@ class ByteLevelBPE:
     Raises:
       ValueError: the text has a lone surrogate.
     """
-    (encoding,) = self._encode([text], offsets=True)
+    try:
+      encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    except TypeError:
+      _check_text(text, 'text')
+      raise
     spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
     for span in spans:
       start, end = span

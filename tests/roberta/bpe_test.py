@@ -9,6 +9,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxpapers.roberta import bpe_words
 from jaxpapers.roberta.bpe import ByteLevelBPE
 from tests.helpers import data, goldens
 
@@ -251,6 +252,30 @@ class UseTest(parameterized.TestCase):
       covered, {k for k, c in enumerate(text) if not c.isspace()}
     )
     self.assertTrue((np.diff(spans[:, 0]) >= 0).all())
+
+  @parameterized.parameters(True, False)
+  def test_words_are_those_of_the_library(self, ascii_only):
+    # Words remembered and words cut here, against the library alone.
+    library = self.bpe._tokenizer
+    alphabet = list("ab'sZ09.,-_ \t\n\r\x0b\x0c\x1c\x1f\x00~") + [
+      *("'ll", "'S", "'re ", '  ', '   '),
+    ]
+    if not ascii_only:
+      alphabet += list('éßА日٣²½_\u0301\x85\xa0\u2028\u3000\u200b😀\ufeff')
+    rng = goldens.rng('roberta/bpe/words')
+    for _ in range(4000):
+      parts = rng.choice(np.array(alphabet, object), rng.integers(1, 12))
+      text = ''.join(parts)
+      self.assertEqual(
+        self.bpe.encode(text), library.encode(text).ids, repr(text)
+      )
+
+  def test_memory_of_words_is_bounded(self):
+    known = bpe_words.Words(lambda text: [len(text)], limit=3)
+    for text in ('a b c', 'd e', 'a', 'x' * 100):
+      known.encode(text)
+      self.assertLessEqual(len(known), 3)
+    self.assertEqual(known.encode('a' * 100 + ' é b'), [100, 2, 2])
 
   def test_truncation(self):
     bpe = self.bpe
