@@ -37,7 +37,7 @@ class Embedding(nn.Module):
     """Vectors of the ids, `[..., features]`."""
     # Negative indices would count from the end.
     ids = jnp.where(ids < 0, self.rows, ids)
-    found = self.embedding.at[ids].get(mode='fill', fill_value=jnp.nan)
+    found = jnp.asarray(self.embedding).at[ids].get(mode='fill', fill_value=jnp.nan)
     return found.astype(self.dtype)
 
   def table(self) -> jax.Array:
