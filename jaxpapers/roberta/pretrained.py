@@ -72,6 +72,11 @@ def params_from_hf(
       drop.add(names[_TYPES])
   tied, same = _tied(state_dict, names, _WORDS, 'lm_head.decoder.weight', tie)
   drop |= same
+  if not tied:
+    # Untied, a model there has two biases, and uses the decoder's.
+    biases = {n for n in state_dict if table.canonical(n) == 'lm_head.bias'}
+    used = {n for n in biases if n.endswith('decoder.bias')}
+    drop |= biases - used if used else set()
   like = expected_params(
     config, tie='lm_head.decoder.weight' not in names or tied
   )
@@ -202,6 +207,8 @@ def params_to_hf(
   """
   state = pretrained_names.hf_table(config).to_state_dict(params)
   base = 'bert' if config.position_offset == 0 else 'roberta'
+  if 'lm_head.decoder.weight' in state:
+    state['lm_head.decoder.bias'] = state['lm_head.bias']
   renamed = {}
   for name, array in state.items():
     if name.startswith(('embeddings.', 'encoder.', 'pooler.')):

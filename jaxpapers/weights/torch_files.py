@@ -12,7 +12,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,9 +220,9 @@ class TorchFile:
       raise files.CorruptFileError(
         f'{self.path}: version {version!r} of the format; expected {_PROTOCOL}.'
       )
-    system, _ = load('a description of the machine')
-    little = not isinstance(system, Mapping) or system.get('little_endian', 1)
-    self._swapped = self._differs('little' if little else 'big')
+    load('a description of the machine')
+    # Whatever the machine: only archives are in its own byte order.
+    self._swapped = self._differs('little')
     self.tree, storages = load('the saved object')
     keys, _ = load('the list of storages')
     places = {}
@@ -235,7 +235,7 @@ class TorchFile:
         )
       header = bytes(content[position : position + 8])
       length = storage.size * torch_pickle.itemsize(storage.dtype)
-      size = int.from_bytes(header, 'little' if little else 'big')
+      size = int.from_bytes(header, 'little')
       if len(header) == 8 and size != storage.size:
         raise files.CorruptFileError(
           f'{self.path}: storage {key} has {size:,} numbers at byte'
