@@ -8,7 +8,9 @@ unknown, and `decode` gives back the exact text.
 The work is done by the library `tokenizers`.
 """
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +20,6 @@ from jaxpapers.data import files as data_files
 from jaxpapers.roberta import bpe_files, bpe_words, text_files
 
 _TRUNCATIONS = ('tail', 'longest_first')
-_SURROGATES = range(0xD800, 0xE000)
 
 
 class ByteLevelBPE:
@@ -220,7 +221,7 @@ class ByteLevelBPE:
         ' blank.'
       )
     tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
-    model = _trained_model(tokenizer)
+    model = json.loads(tokenizer.to_str())['model']
     return cls(model['vocab'], [tuple(pair) for pair in model['merges']])
 
   def save(self, folder: Any) -> None:
@@ -232,6 +233,15 @@ class ByteLevelBPE:
       folder: local or a URL; made if it is not there.
     """
     bpe_files.write_vocabulary(folder, self._vocabulary, self._merges)
+
+  def fingerprint(self) -> str:
+    """SHA-256 of ids and merges: equal for tokenizers that do the same."""
+    content = hashlib.sha256()
+    for token, index in sorted(self._vocabulary.items()):
+      content.update(f'{index} {token}\n'.encode())
+    for first, second in self._merges:
+      content.update(f'{first} {second}\n'.encode())
+    return content.hexdigest()
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without specials; '<s>' in it is text like any other.
@@ -248,7 +258,7 @@ class ByteLevelBPE:
     try:
       return self._words.encode(text)
     except (AttributeError, TypeError):
-      _check_text(text, 'text')
+      bpe_words.check_text(text, 'text')
       raise
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -268,7 +278,7 @@ class ByteLevelBPE:
       return [self._words.encode(text) for text in texts]
     except (AttributeError, TypeError):
       for number, text in enumerate(texts):
-        _check_text(text, f'texts[{number}]')
+        bpe_words.check_text(text, f'texts[{number}]')
       raise
 
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +316,7 @@ class ByteLevelBPE:
     try:
       encoding = self._tokenizer.encode(text, add_special_tokens=False)
     except TypeError:
-      _check_text(text, 'text')
+      bpe_words.check_text(text, 'text')
       raise
     spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
     for span in spans:
@@ -463,26 +473,6 @@ class ByteLevelBPE:
     """
     starts = [part is None or part.startswith(b' ') for part in self._bytes]
     return np.array(starts)
-
-
-def _check_text(text, name):
-  """Raises an error that says what is wrong with a text, if anything is."""
-  if not isinstance(text, str):
-    raise TypeError(f'{name} is {type(text).__name__}; expected str.')
-  for position, character in enumerate(text):
-    if ord(character) in _SURROGATES:
-      raise ValueError(
-        f'{name} has the lone surrogate U+{ord(character):04X} at position'
-        f' {position}, which is no character and has no UTF-8 form. Decode the'
-        " source with errors='replace', or repair pairs with"
-        " text.encode('utf-16', 'surrogatepass').decode('utf-16')."
-      )
-
-
-def _trained_model(tokenizer):
-  import json
-
-  return json.loads(tokenizer.to_str())['model']
 
 
 def _tokenizers():

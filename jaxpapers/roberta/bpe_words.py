@@ -20,6 +20,7 @@ _ASCII_WORDS = re.compile(
 _BEGINS_WORD = re.compile(r'(?<=\S)(?= \S)')
 # Longer pieces (text without spaces, tables) hardly ever come again.
 _LONGEST = 48
+_SURROGATES = range(0xD800, 0xE000)
 
 
 class Words(dict):
@@ -64,3 +65,26 @@ class Words(dict):
       else:
         ids.extend(look(piece))
     return ids
+
+
+def check_text(text: str, name: str) -> None:
+  """Checks that a text has a UTF-8 form.
+
+  Args:
+    text: any object.
+    name: of the argument, for the error.
+
+  Raises:
+    TypeError: it is no string.
+    ValueError: it has a lone surrogate.
+  """
+  if not isinstance(text, str):
+    raise TypeError(f'{name} is {type(text).__name__}; expected str.')
+  for position, character in enumerate(text):
+    if ord(character) in _SURROGATES:
+      raise ValueError(
+        f'{name} has the lone surrogate U+{ord(character):04X} at position'
+        f' {position}, which is no character and has no UTF-8 form. Decode the'
+        " source with errors='replace', or repair pairs with"
+        " text.encode('utf-16', 'surrogatepass').decode('utf-16')."
+      )

@@ -35,6 +35,7 @@ class Piece:
     stop: the byte (row group) after the last; None reads to the end.
     digest: of the size, the first and the last bytes of the file.
     first: whether this is the beginning of the whole corpus.
+    size: about how many bytes it has, for progress.
   """
 
   path: Any
@@ -42,6 +43,7 @@ class Piece:
   stop: int | None
   digest: str
   first: bool = False
+  size: int = 0
 
 
 def as_files(files: Any) -> list[Any]:
@@ -115,8 +117,11 @@ def pieces(paths: Iterable[Any], piece_bytes: int) -> list[Piece]:
       cuts = [0]
     else:
       cuts = list(range(0, max(size, 1), piece_bytes))
-    for start, stop in zip(cuts, [*cuts[1:], None]):
-      result.append(Piece(path, start, stop, digest, first=not result))
+    for part, (start, stop) in enumerate(zip(cuts, [*cuts[1:], None])):
+      bytes_ = size * (part + 1) // len(cuts) - size * part // len(cuts)
+      result.append(
+        Piece(path, start, stop, digest, first=not result, size=bytes_)
+      )
   return result
 
 
@@ -250,7 +255,16 @@ def _records(piece, field):
         f'{_where(piece, number)}: expected an object with the text'
         f' {field!r}, found {str(found)[:80]}. Name the field with text_field.'
       )
-    yield record[field]
+    text = record[field]
+    if '\\ud' in raw or '\\uD' in raw:  # Half of a pair has no UTF-8 form.
+      try:
+        text.encode('utf-8')
+      except UnicodeEncodeError as error:
+        raise CorruptFileError(
+          f'{_where(piece, number)}: {field!r} has the lone surrogate'
+          f' {ascii(error.object[error.start])}, which is no character.'
+        ) from error
+    yield text
 
 
 def _parquet_records(piece, field):
