@@ -127,9 +127,11 @@ class TorchFile:
 
   def _open_zip(self, stream, content, opaque) -> None:
     try:
-      archive = zipfile.ZipFile(stream)
+      # Not on the mapped file, which zipfile cannot decompress from.
+      remote = isinstance(stream, io.BytesIO)
+      archive = zipfile.ZipFile(stream if remote else self.path)
       names = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # of zipfile, which raises several kinds
       raise files.CorruptFileError(
         f'{self.path}: the directory at the end of the zip archive is missing'
         f' or damaged ({error}); the file has {len(content):,} bytes. It was'
@@ -153,13 +155,13 @@ class TorchFile:
         raise files.CorruptFileError(
           f'{self.path}: the archive lacks {name}, which its pickle refers to.'
         )
-      data = self._member(archive, names[name], content)
-      if size is not None and data.size != size:
+      info = names[name]
+      if size is not None and info.file_size != size:
         raise files.CorruptFileError(
-          f'{self.path}: {name} has {data.size:,} bytes; its pickle says'
+          f'{self.path}: {name} has {info.file_size:,} bytes; its pickle says'
           f' {size:,}.'
         )
-      return data
+      return self._member(archive, info, content)
 
     order = 'little'
     if f'{root}byteorder' in names:
