@@ -265,12 +265,12 @@ def _emit(firsts, ends, follow, documents, offset):
 
 def _check_sizes(sizes):
   sizes = np.asarray(sizes)
-  if sizes.ndim != 1 or sizes.dtype.kind not in 'iu':
+  if sizes.size and (sizes.ndim != 1 or sizes.dtype.kind not in 'iu'):
     raise ValueError(
       f'sizes is {sizes.dtype} {list(sizes.shape)}; expected integers [lines].'
     )
-  if not len(sizes) or sizes.min() < 1:
-    found = f'reaches down to {sizes.min()}' if len(sizes) else 'is empty'
+  if not sizes.size or sizes.min() < 1:
+    found = f'reaches down to {sizes.min()}' if sizes.size else 'is empty'
     raise ValueError(
       f'sizes {found}; expected one or more lines, of 1 token (their </s>) or'
       ' more.'
