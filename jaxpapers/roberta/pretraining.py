@@ -207,10 +207,10 @@ def make_held_out_metrics(
     nsp_weight: As in `make_pretrain_loss`.
 
   Returns:
-    `metric_fn(params, model_state, batch) -> metrics`, means over 'count' hidden
-    tokens: 'loss' and those of `make_pretrain_loss`. `training.evaluate` adds
-    up tokens, not batches; `with_perplexity` turns its result into a
-    perplexity.
+    `metric_fn(params, model_state, batch) -> metrics`, means over 'count'
+    hidden tokens: 'loss' and those of `make_pretrain_loss`.
+    `training.evaluate` adds up tokens, not batches; `with_perplexity` adds the
+    perplexity to its result.
   """
 
   def metric_fn(params, model_state, batch):

@@ -6,10 +6,9 @@ import ml_collections
 
 FIELDS = """\
 Fields of a config (change one by --config.FIELD=VALUE):
-  tokenizer        Folder of a vocabulary: of roberta_train_bpe, of GPT-2's files
-                   with fairseq's dict.txt, or of a Hugging Face model.
   corpus, valid    Folders that roberta_tokenize wrote: to train on, and held
                    out. Without valid nothing is evaluated.
+  tokenizer        Folder of the vocabulary; by default the corpus has it.
   vocab_size,      0 and -1 take them from the tokenizer.
   mask_id
   model            Fields of nn.transformer.EncoderConfig.
@@ -19,20 +18,21 @@ Fields of a config (change one by --config.FIELD=VALUE):
   buckets          Of format doc: lengths, as (64, 128, 256, 512). Sequences are
                    padded to the next of them, and batches of the shorter ones
                    have more, so that every batch has as many tokens.
-  max_blocks       Train on the first so many sequences only; 0 for all.
+  max_blocks,      Use so many sequences only, evenly spread; 0 for all.
+  valid_blocks
   batch_size       Sequences of an update, over all devices.
   accumulate       Microbatches in which an update is computed.
   num_steps        Updates.
   masking          num_masks (0: a new mask in every epoch; n: n of each example
                    take turns), mask_prob, keep_prob, random_prob, whole_words,
                    specials (whether <s> and </s> may be hidden).
-  optimizer        learning_rate, warmup_steps, end_learning_rate, power, b1, b2,
-                   eps, weight_decay, decay (all or no_bias_ln), clip_norm
+  optimizer        learning_rate, warmup_steps, end_learning_rate, power, b1,
+                   b2, eps, weight_decay, decay (all or no_bias_ln), clip_norm
                    (0: none).
   bfloat16         Compute in bfloat16; parameters and optimizer stay float32.
   sharding         data, fsdp, tensor or fsdp+tensor; on axes of --mesh.
-  init_from        Folder of a model to go on from, as save_pretrained or Hugging
-                   Face write it.
+  init_from        Folder of a model to go on from, written by this program, by
+                   Hugging Face or by fairseq. It says what shape the model has.
   seed             Of weights, masks, dropout and order.
   evaluate_every, log_every, checkpoint_every: steps.\
 """
@@ -118,6 +118,7 @@ def pretrain_config(size: str) -> ml_collections.ConfigDict:
       'block_size': 512,
       'buckets': (),
       'max_blocks': 0,
+      'valid_blocks': 0,
       'batch_size': 8192,
       'accumulate': 1,
       'num_steps': 500_000,

@@ -209,9 +209,7 @@ class LossTest(parameterized.TestCase):
     rows, slots = np.nonzero(np.asarray(masked.weights))
     chosen[rows, np.asarray(masked.positions)[rows, slots]] = True
     inside = ~starts[batch['ids']][:, 1:]
-    np.testing.assert_array_equal(
-      chosen[:, 1:][inside], chosen[:, :-1][inside]
-    )
+    np.testing.assert_array_equal(chosen[:, 1:][inside], chosen[:, :-1][inside])
 
   def test_held_out(self):
     scheme = make_scheme(num_masks=3)
