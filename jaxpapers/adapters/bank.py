@@ -52,7 +52,7 @@ class AdapterBank:
     *,
     base: Mapping[str, Any] | None = None,
     capacity: int = 0,
-    names: partition.Names = partition.Names(),
+    names: partition.Names = partition.DEFAULT_NAMES,
   ) -> 'AdapterBank':
     """Stacks tasks.
 

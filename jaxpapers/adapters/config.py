@@ -13,7 +13,7 @@ PRESETS = {
   'houlsby2019_code': {'init_std': 1e-3},
   'adapterhub_houlsby': {
     'activation': 'swish',
-    'init': 'normal',
+    'initializer': 'normal',
     'init_std': 0.02,
     'train_layer_norm': False,
   },
@@ -35,8 +35,8 @@ class AdapterConfig:
       pair (after attention, after the feed-forward layer). 0 is no adapter.
     activation: 'gelu_tanh' as the authors' code, 'gelu' (exact), 'swish',
       'relu', 'tanh' or 'identity'.
-    init: 'truncated_normal' (at two standard deviations, without rescaling) or
-      'normal'; biases are 0.
+    initializer: 'truncated_normal' (at two standard deviations, without
+      rescaling) or 'normal'; biases are 0.
     init_std: Standard deviation before truncation: 1e-2 in the paper, 1e-3 in
       the authors' code.
     sites: Behind which blocks: 'attention', 'ffn' or both.
@@ -57,7 +57,7 @@ class AdapterConfig:
 
   size: Sizes = 64
   activation: str = 'gelu_tanh'
-  init: str = 'truncated_normal'
+  initializer: str = 'truncated_normal'
   init_std: float = 1e-2
   sites: tuple[str, ...] = SITES
   parallel: bool = False
@@ -88,7 +88,9 @@ class AdapterConfig:
         model.check_size(number)
     if not self.sites or set(self.sites) - set(SITES):
       raise ValueError(f'sites is {self.sites}; expected some of {SITES}.')
-    model.check_choices(self.activation, self.init, self.init_std, self.depth)
+    model.check_choices(
+      self.activation, self.initializer, self.init_std, self.depth
+    )
 
   @classmethod
   def preset(cls, name: str, **changes: Any) -> 'AdapterConfig':
@@ -166,7 +168,7 @@ class AdapterConfig:
     return model.BottleneckAdapter(
       size=size,
       activation=self.activation,
-      init=self.init,
+      initializer=self.initializer,
       init_std=self.init_std,
       depth=self.depth,
       name=name,

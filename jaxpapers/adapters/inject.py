@@ -24,7 +24,7 @@ Where = (
 def add_adapters(
   module: nn.Module,
   where: Where,
-  config: AdapterConfig = AdapterConfig(),
+  config: AdapterConfig | None = None,
   method: str = '__call__',
 ) -> 'Adapted':
   """A module that calls another with adapters behind some of its submodules.
@@ -41,8 +41,8 @@ def add_adapters(
       path, as r'mlp$' in 'encoder/block_3/mlp'; a class or several; or a
       function from the bound submodule to a bool, or to a size. Usually what
       stands right before a residual sum, dropout included.
-    config: Choices of the adapters. Its `size` has to be one number; a function
-      `where` may return others.
+    config: Choices of the adapters; by default the paper's. Its `size` has to
+      be one number; a function `where` may return others.
     method: Which method of the module is called.
 
   Returns:
@@ -62,6 +62,7 @@ def add_adapters(
     >>> sorted(variables['params']['layers_1'])
     ['bias', 'bottleneck_adapter', 'kernel']
   """
+  config = AdapterConfig() if config is None else config
   if isinstance(config.size, tuple):
     raise ValueError(
       f'config.size is {config.size}; expected one number. For different sizes'

@@ -32,7 +32,7 @@ class BottleneckAdapter(nn.Module):
   Attributes:
     size: Width m of the bottleneck; 0 is the identity, without parameters.
     activation: A key of `ACTIVATIONS`.
-    init: 'truncated_normal' or 'normal': the law of the kernels.
+    initializer: 'truncated_normal' or 'normal': the law of the kernels.
     init_std: Its standard deviation, before truncation at two of it.
     depth: Activations between the projections.
     dtype: Type of the products; by default that of input and parameters.
@@ -48,7 +48,7 @@ class BottleneckAdapter(nn.Module):
 
   size: int = 64
   activation: str = 'gelu_tanh'
-  init: str = 'truncated_normal'
+  initializer: str = 'truncated_normal'
   init_std: float = 1e-2
   depth: int = 1
   dtype: Any = None
@@ -79,7 +79,7 @@ class BottleneckAdapter(nn.Module):
       ValueError: If an attribute or the shape of `gate` is impossible.
     """
     check_size(self.size)
-    check_choices(self.activation, self.init, self.init_std, self.depth)
+    check_choices(self.activation, self.initializer, self.init_std, self.depth)
     if not self.size:
       return x
     activation = ACTIVATIONS[self.activation]
@@ -89,7 +89,7 @@ class BottleneckAdapter(nn.Module):
         features,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
-        kernel_init=INITIALIZERS[self.init](self.init_std),
+        kernel_init=INITIALIZERS[self.initializer](self.init_std),
         name=name,
       )
 
@@ -128,7 +128,7 @@ def check_size(size: Any) -> None:
 
 
 def check_choices(
-  activation: str, init: str, init_std: float, depth: int
+  activation: str, initializer: str, init_std: float, depth: int
 ) -> None:
   """Refuses impossible attributes of an adapter.
 
@@ -139,8 +139,10 @@ def check_choices(
     raise ValueError(
       f'activation is {activation!r}; expected one of {list(ACTIVATIONS)}.'
     )
-  if init not in INITIALIZERS:
-    raise ValueError(f'init is {init!r}; expected one of {list(INITIALIZERS)}.')
+  if initializer not in INITIALIZERS:
+    raise ValueError(
+      f'initializer is {initializer!r}; expected one of {list(INITIALIZERS)}.'
+    )
   if not (math.isfinite(init_std) and init_std >= 0):
     raise ValueError(f'init_std is {init_std}; expected a number of 0 or more.')
   if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:

@@ -46,6 +46,9 @@ class Names:
     return bool(re.search(getattr(self, part), path, re.IGNORECASE))
 
 
+DEFAULT_NAMES = Names()
+
+
 def partition_params(
   params: Mapping[str, Any],
   mode: Mode,
@@ -54,7 +57,7 @@ def partition_params(
   train_embeddings: bool = False,
   train_layer_norm: bool = True,
   head: str = 'mlp',
-  names: Names = Names(),
+  names: Names = DEFAULT_NAMES,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Splits parameters into those that are trained and those that are not.
 
@@ -101,8 +104,9 @@ def partition_params(
     ...   'encoder': {'w': 1, 'norm': {'scale': 2}},
     ...   'output': {'bias': 3},
     ... }
-    >>> partition_params(params, 'layer_norm')
-    ({'encoder': {'norm': {'scale': 2}}, 'output': {'bias': 3}}, {'encoder': {'w': 1}})
+    >>> trainable, frozen = partition_params(params, 'layer_norm')
+    >>> frozen
+    {'encoder': {'w': 1}}
   """
   flat = trees.flatten(params)
   chosen = _choose(
@@ -153,7 +157,9 @@ def _merge(trainable, frozen, prefix):
     path = f'{prefix}{name}'
     folder = isinstance(value, Mapping)
     if name not in trainable:
-      merged[name] = _merge({}, value, f'{path}/') if folder else decompress(value)
+      merged[name] = (
+        _merge({}, value, f'{path}/') if folder else decompress(value)
+      )
       continue
     other = trainable[name]
     if folder != isinstance(other, Mapping):
@@ -207,7 +213,7 @@ def trainable_labels(
     'train_embeddings': False,
     'train_layer_norm': True,
     'head': 'mlp',
-    'names': Names(),
+    'names': DEFAULT_NAMES,
   }
   unknown = sorted(set(options) - set(defaults))
   if unknown:
