@@ -36,4 +36,6 @@ def dropout(
     return jnp.zeros_like(x)
   draws = jax.random.bits(key, x.shape, f'uint{bits}')
   scale = jnp.asarray(2**bits / keep, x.dtype)
-  return jnp.where(draws < keep, x * scale, jnp.zeros((), x.dtype))
+  return jnp.where(
+    draws < jnp.asarray(keep, draws.dtype), x * scale, jnp.zeros((), x.dtype)
+  )

@@ -17,27 +17,30 @@ class Embedding(nn.Module):
   Attributes:
     rows: Number of ids.
     features: Width of a vector.
-    init: Initializer of the table.
+    table_init: Initializer of the table.
     dtype: Type of the result.
     param_dtype: Type of the table.
   """
 
   rows: int
   features: int
-  init: Callable[..., Any]
+  table_init: Callable[..., Any]
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   def setup(self):
+    shape = (self.rows, self.features)
     self.embedding = self.param(
-      'embedding', self.init, (self.rows, self.features), self.param_dtype
+      'embedding', self.table_init, shape, self.param_dtype
     )
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Vectors of the ids, `[..., features]`."""
     # Negative indices would count from the end.
     ids = jnp.where(ids < 0, self.rows, ids)
-    found = jnp.asarray(self.embedding).at[ids].get(mode='fill', fill_value=jnp.nan)
+    found = (
+      jnp.asarray(self.embedding).at[ids].get(mode='fill', fill_value=jnp.nan)
+    )
     return found.astype(self.dtype)
 
   def table(self) -> jax.Array:

@@ -257,14 +257,14 @@ class TransformerEncoder(nn.Module):
       'param_dtype': config.param_dtype,
     }
     self.token_embedding = Embedding(
-      config.vocab_rows, init=token_init, **options
+      config.vocab_rows, table_init=token_init, **options
     )
     self.position_embedding = Embedding(
-      config.position_rows, init=position_init, **options
+      config.position_rows, table_init=position_init, **options
     )
     if config.type_vocab_size:
       self.token_type_embedding = Embedding(
-        config.type_vocab_size, init=init, **options
+        config.type_vocab_size, table_init=init, **options
       )
 
   def token_table(self) -> jax.Array:
