@@ -1,6 +1,7 @@
 """What a masked language model puts in the place of <mask>."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxpapers.roberta import finetune_data
 from jaxpapers.roberta.bpe import ByteLevelBPE
 
 _MASK = '<mask>'
+_JOINED = re.compile(r'(?<=\S)<mask>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,5 +160,7 @@ class MaskFiller:
     filled[place] = token
     # The separators at both ends are no part of the text.
     text = self._bpe.decode(filled[1:-1], keep_specials=True)
+    # The space before another mask was part of it.
+    text = _JOINED.sub(f' {_MASK}', text)
     name = self._bpe.decode([token], keep_specials=True)
     return Filling(float(probability), name, text)
