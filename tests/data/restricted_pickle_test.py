@@ -30,10 +30,8 @@ class RestrictedPickleTest(parameterized.TestCase):
       'complex': np.array([1 + 2j]),
     }
     same = [values['plain']] * 2
-    found, again, dtype = load(
-      pickle.dumps((values, same, base.dtype), protocol)
-    )
-    # Strings of protocols 0 to 2 are text as well.
+    everything = (values, same, base.dtype)
+    found, again, dtype = load(pickle.dumps(everything, protocol))
     for name, value in values.items():
       self.assertEqual(found[name].dtype, value.dtype)
       np.testing.assert_array_equal(found[name], value, strict=True)

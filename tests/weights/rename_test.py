@@ -161,9 +161,7 @@ class TableTest(parameterized.TestCase):
     del fused['layer.7.qk.weight']
     fused['layer.12.qk.weight'] = np.zeros((6, 2))
     with self.assertRaises(weights.WeightMismatchError) as caught:
-      table.to_tree(
-        fused, shapes({'layers': {'q': again and tree['layers']['q']}})
-      )
+      table.to_tree(fused, shapes(tree))
     self.assertEqual(caught.exception.missing, ['layers/q/kernel'])
     self.assertEqual(caught.exception.unexpected, ['layer.12.qk.weight'])
 
@@ -209,7 +207,7 @@ class TableTest(parameterized.TestCase):
       table.to_tree(state, like, strict=False)
     with self.assertRaisesRegex(
       weights.WeightMismatchError,
-      'tree does not fit.\n1 unexpected:\n  d/scale',
+      'The tree .*\n1 unexpected:\n  d/scale',
     ):
       table.to_state_dict({'d': {'scale': np.ones(1)}})
 
@@ -223,9 +221,7 @@ class TableTest(parameterized.TestCase):
     for name in ('new', 'old', 'other', 'prefix.old'):
       np.testing.assert_array_equal(table.to_tree({name: x}, like)['a'], x)
     table.to_tree({'new': x, 'prefix.old': x.copy()}, like)
-    with self.assertRaisesRegex(
-      ValueError, 'new and prefix.old are both a, but'
-    ):
+    with self.assertRaisesRegex(ValueError, 'new and prefix.old are both a,'):
       table.to_tree({'new': x, 'prefix.old': x + 1}, like)
     self.assertEqual(list(table.to_state_dict({'a': x})), ['new'])
 

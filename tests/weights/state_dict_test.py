@@ -68,16 +68,12 @@ class StateDictTest(parameterized.TestCase):
     ):
       state = weights.open_state_dict(self.path, key=key)
       np.testing.assert_array_equal(state['w'], expected)
-    with self.assertRaisesRegex(
-      ValueError, "no weights under key 'model'.*deep"
-    ):
+    with self.assertRaisesRegex(ValueError, "under key 'model'; it .*deep"):
       weights.open_state_dict(self.path, key='model')
 
   def test_no_weights(self):
-    self.write(epoch=opcodes(3))
-    with self.assertRaisesRegex(
-      ValueError, "holds no weights; it holds 'epoch'"
-    ):
+    containers.write('zip', self.path, finished(dictionary(epoch=b'K\x03')))
+    with self.assertRaisesRegex(ValueError, "no weights; it holds 'epoch'"):
       weights.open_state_dict(self.path)
 
   def test_wrappers_come_off_only_if_all_have_them(self):
@@ -93,14 +89,10 @@ class StateDictTest(parameterized.TestCase):
       self.assertEqual(list(weights.open_state_dict(self.path)), after)
 
   def test_folders(self):
-    with self.assertRaisesRegex(
-      FileNotFoundError, 'expected one of model.safe'
-    ):
+    with self.assertRaisesRegex(FileNotFoundError, 'expected one of model'):
       weights.open_state_dict(self.folder)
-    shutil.copy(
-      containers.testdata('everything_zip.pt'),
-      self.folder / 'pytorch_model.bin',
-    )
+    source = containers.testdata('everything_zip.pt')
+    shutil.copy(source, self.folder / 'pytorch_model.bin')
     self.assertIn('slice', weights.open_state_dict(self.folder))
     weights.write_safetensors(
       self.folder / 'model.safetensors', {'newer': np.ones(1)}
