@@ -101,7 +101,7 @@ def tokenize_corpus(
       raise ValueError(
         f'out_dir: {folder} holds another corpus, of'
         f' {there.num_tokens:,} tokens: other files, another tokenizer or other'
-        ' options. Choose another folder, or overwrite it.'
+        ' options. Choose another folder, or overwrite=True.'
       )
     (folder / corpus.INDEX).unlink()  # From here on it is incomplete.
   made = not folder.exists()
