@@ -330,7 +330,7 @@ def query_wins(query: Any, others: Any, mask: Any) -> np.ndarray:
     bool [n].
   """
   query, others = np.asarray(query), np.asarray(others)
-  return ((query[:, None] >= others) | ~np.asarray(mask)).all(1)
+  return ((query[:, None] >= others) | ~np.asarray(mask, bool)).all(1)
 
 
 def _cut(text, place, pronoun, where):
