@@ -88,12 +88,11 @@ def example_keys(
     if num_masks < 1:
       raise ValueError(f'num_masks is {num_masks}; expected None or >= 1.')
     epoch = epoch % num_masks
-  epoch = jnp.broadcast_to(epoch, example_ids.shape)
 
   def fold(epoch, example):
     return jax.random.fold_in(jax.random.fold_in(key, epoch), example)
 
-  return jax.vmap(fold)(epoch, example_ids)
+  return jax.vmap(fold, (0 if epoch.ndim else None, 0))(epoch, example_ids)
 
 
 def num_slots(

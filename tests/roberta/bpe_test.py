@@ -7,6 +7,7 @@ import pickle
 import tempfile
 
 import numpy as np
+import tokenizers
 from absl.testing import absltest, parameterized
 
 from jaxpapers.roberta import bpe_words
@@ -168,6 +169,13 @@ class TrainTest(parameterized.TestCase):
       self.assertEqual(other.encode_batch(texts), expected)
     for text, ids in zip(texts, expected):
       self.assertEqual(bpe.decode(ids), text)
+    # HF's own class reads the folder as we do.
+    library = tokenizers.ByteLevelBPETokenizer(
+      str(folder / 'saved' / 'vocab.json'),
+      str(folder / 'saved' / 'merges.txt'),
+    )
+    theirs = [encoding.ids for encoding in library.encode_batch(texts)]
+    self.assertEqual(theirs, expected)
     flat, sizes = bpe.encode_flat(texts)
     self.assertEqual(flat.dtype, np.int32)
     self.assertEqual(flat.tolist(), sum(expected, []))

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxpapers.roberta import masking
-from tests.helpers import goldens
+from tests.helpers import devices, goldens
 
 _VOCAB, _MASK, _PAD = 300, 299, 1
 # One shape in nearly all tests: compiling takes most of the time.
@@ -222,6 +222,38 @@ class KeysTest(parameterized.TestCase):
     many = jax.vmap(_masker(), in_axes=(0, None))(keys, ids)
     one = _masker()(keys[1], ids)
     np.testing.assert_array_equal(many.inputs[1], one.inputs)
+
+
+class DevicesTest(absltest.TestCase):
+  def test_a_divided_batch_needs_no_communication(self):
+    devices.run("""
+      import jax
+      import numpy as np
+      from jax.sharding import AxisType, NamedSharding, PartitionSpec
+      from jaxpapers.roberta import masking
+
+      ids = np.random.default_rng(0).integers(4, 290, (16, 40))
+
+      @jax.jit
+      def mask(key, epoch, example, ids):
+        keys = masking.example_keys(key, epoch, example)
+        return masking.mask_tokens(
+          keys, ids, ids > 0, vocab_size=300, mask_id=299
+        )
+
+      key, epoch, example = jax.random.key(0), np.int32(3), np.arange(16)
+      one = mask(key, epoch, example, ids)
+      for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((8,), ('data',), axis_types=(kind,))
+        rows = NamedSharding(mesh, PartitionSpec('data'))
+        parts = jax.device_put((example, ids), rows)
+        many = mask(key, epoch, *parts)
+        assert many.inputs.sharding.is_equivalent_to(rows, 2), many.inputs
+        jax.tree.map(np.testing.assert_array_equal, one, many)
+        text = mask.lower(key, epoch, *parts).compile().as_text()
+        for name in ('all-reduce', 'all-gather', 'all-to-all', 'permute'):
+          assert name not in text, (kind, name)
+    """)
 
 
 class ArgumentsTest(parameterized.TestCase):
