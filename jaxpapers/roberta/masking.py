@@ -23,6 +23,7 @@ _SIGMAS = 6.0
 # variance. Measured on English text, an exact number of words: 0.3 (RoBERTa's
 # vocabulary) to 2.9 (300 to 4000 ids); words independent: 1.4 to 7.5.
 _WORD_FACTOR = {True: 4.0, False: 8.0}
+_THREEFRY = 'threefry2x32'
 _LAST = np.uint32(1 << 31)
 
 
@@ -88,6 +89,7 @@ def example_keys(
     if num_masks < 1:
       raise ValueError(f'num_masks is {num_masks}; expected None or >= 1.')
     epoch = epoch % num_masks
+  key = _threefry(key)
 
   def fold(epoch, example):
     return jax.random.fold_in(jax.random.fold_in(key, epoch), example)
@@ -202,7 +204,12 @@ def mask_tokens(
   if not 1 <= max_masked <= length:
     raise ValueError(f'max_masked is {max_masked}; expected 1 to {length}.')
   if not key.shape:
-    key = jax.random.split(key, ids.shape[0])
+    key = jax.random.split(_threefry(key), ids.shape[0])
+  elif jax.random.key_impl(key) != _THREEFRY:
+    raise ValueError(
+      f'key has one {jax.random.key_impl(key)} key for each example, whose'
+      ' numbers would depend on the whole batch; make them with example_keys.'
+    )
   elif key.shape != ids.shape[:1]:
     raise ValueError(
       f'key has shape {list(key.shape)}; expected a single key or one for each'
@@ -323,6 +330,14 @@ def _replace(
   inputs = ids.at[where].set(new, mode='drop', unique_indices=False)
   weights = used.astype(jnp.float32)
   return MaskedBatch(inputs, targets, weights, positions, overflow)
+
+
+def _threefry(key):
+  """A key whose numbers are the same under vmap, which those of rbg are not."""
+  if jax.random.key_impl(key) == _THREEFRY:
+    return key
+  seed = jax.random.bits(key, (2,), jnp.uint32)
+  return jax.random.wrap_key_data(seed, impl=_THREEFRY)
 
 
 def _bits(key, count):

@@ -183,6 +183,21 @@ class KeysTest(parameterized.TestCase):
     pairs = np.asarray(first.inputs)
     self.assertLen(np.unique(pairs, axis=0), _DRAWS)
 
+  def test_other_generators(self):
+    # TPU users choose rbg, whose numbers change under vmap.
+    key = jax.random.key(3, impl='rbg')
+    ids = np.broadcast_to(_item()[:40], (4, 40))
+    keys = masking.example_keys(key, 0, jnp.arange(4))
+    whole = _masker()(keys, ids)
+    other = masking.example_keys(key, 0, jnp.array([7, 2, 9, 9]))
+    np.testing.assert_array_equal(
+      _masker()(other, ids).inputs[1], whole.inputs[2]
+    )
+    self.assertLen(np.unique(np.asarray(whole.inputs), axis=0), 4)
+    self.assertLen(np.unique(np.asarray(_masker()(key, ids).inputs), axis=0), 4)
+    with self.assertRaisesRegex(ValueError, 'one rbg key for each example'):
+      _masker()(jax.random.split(key, 4), ids)
+
   def test_static_masks_repeat(self):
     key, examples = jax.random.key(3), jnp.arange(50)
     keys = [
