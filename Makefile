@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-tpu lint format bench build-file lock clean
+.PHONY: help demo test test-slow test-nightly test-tpu lint format bench build-file lock clean
 
 help:
 	@echo 'make demo        design a structure, write picture and table to demo_output/'
-	@echo 'make test        run the test suite (without the tests marked slow)'
+	@echo 'make test        run the test suite (without slow and nightly tests)'
 	@echo 'make test-slow   run the tests marked slow'
+	@echo 'make test-nightly  run long tests, and further examples of others'
 	@echo 'make test-tpu    compile training steps for TPUs (none is needed)'
 	@echo 'make lint        ruff, and whether BUILD fits the tree'
 	@echo 'make format      let ruff format all files'
@@ -39,10 +40,13 @@ demo: $(VENV)/installed-structopt
 	$(BIN)/python scripts/structopt_optimize.py --demo --save_dir=demo_output
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not nightly'
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist load -m slow
+
+test-nightly: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(JOBS) --dist load -m nightly
 
 # libtpu is a large download: it is in no other target.
 test-tpu: $(VENV)/installed-test $(VENV)/installed-tpu

@@ -21,7 +21,15 @@ INSTALL_REQUIRES = [
 # One extra per paper, under the name of its room. An empty list says that the
 # room needs nothing beyond the core, or is not written yet.
 PAPER_EXTRAS = {
-  'adapters': [],
+  'adapters': [
+    'grain>=0.2.10',  # input pipeline
+    'matplotlib>=3.8',  # curves, heat maps
+    'optuna>=4.0',  # sweeps that several machines work on
+    'orbax-checkpoint>=0.11',
+    'safetensors>=0.5',  # files of tasks, pre-trained weights
+    'tensorboardX>=2.6',
+    'tokenizers>=0.20',
+  ],
   'efficientnet': [],
   'kcore': [
     'jax-md>=0.2',  # spatial clusters, layout of networks
@@ -39,7 +47,15 @@ PAPER_EXTRAS = {
   'osnet': [],
   'product_keys': [],
   'recsys': [],
-  'roberta': [],
+  'roberta': [
+    'grain>=0.2.10',  # input pipeline
+    'matplotlib>=3.8',  # curves
+    'orbax-checkpoint>=0.11',
+    'pyarrow>=17',  # corpora in Parquet files
+    'safetensors>=0.5',  # pre-trained weights
+    'tensorboardX>=2.6',
+    'tokenizers>=0.20',  # byte-pair encoding
+  ],
   'structopt': [
     'matplotlib>=3.8',  # captions, figures of the analysis
     'pillow>=10',  # PNG and GIF
@@ -62,14 +78,19 @@ TOOL_EXTRAS = {
     'matplotlib>=3.8',
     'nibabel>=5.2',
     'nlopt>=2.8',  # the MMA that ours is compared with
+    'optuna>=4.0',
     'orbax-checkpoint>=0.11',
     'pillow>=10',
+    'pyarrow>=17',
     'pytest>=8.0',
+    'pytest-timeout>=2.3',  # a test that hangs fails by name
     'pytest-xdist>=3.5',
+    'safetensors>=0.5',
     'scikit-fem>=10',  # element stiffness from an independent code
     'scikit-image>=0.22',
     'scipy>=1.14',
     'tensorboardX>=2.6',
+    'tokenizers>=0.20',
   ],
   'lint': ['mypy>=1.10', 'pre-commit>=3.5', 'ruff>=0.15'],
   # Peers to measure against. scikit-sparse is built from source against

@@ -95,7 +95,7 @@ class RoundTest(parameterized.TestCase):
     self.check_sequential(name, seed)
 
   @parameterized.product(name=('myconnectome608', 'synth_seed0'), seed=(1, 2))
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_equals_one_switch_after_another_for_more_keys(self, name, seed):
     self.check_sequential(name, seed)
 
@@ -223,7 +223,7 @@ class RewireTest(parameterized.TestCase):
     self.check_uniform(name)
 
   @parameterized.parameters(*SEQUENCES[1::2])
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_more_samples_are_uniform(self, name):
     self.check_uniform(name)
 
@@ -275,7 +275,7 @@ class RewireTest(parameterized.TestCase):
     new = kcore.rewire(jax.random.key(0), edges, 6)
     self.assertEqual(new.accepted, 0)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_a_graph_too_large_for_the_table(self):
     rng = np.random.default_rng(0)
     pairs = np.unique(np.sort(rng.integers(0, 70_000, (90_000, 2)), 1), axis=0)

@@ -107,7 +107,7 @@ class AnalyzeTest(ScriptTest):
     self.assertIn('report.html', done.stdout)
     self.assertTrue((self.out / 'report.html').is_file())
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_labelled_scans_and_atlas(self):
     stimulus = (np.arange(_SCANS) // 8 % 2).astype(float)
     folder = self.folder / 'data'
@@ -258,7 +258,7 @@ class NullTest(ScriptTest):
     self.assertEqual(numbers['p'], expected.p_value(values.max()))
     self.assertTrue((self.out / 'null.png').is_file())
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_more_nulls_devices_and_mixing(self):
     network = f'--network={self.write_edges()}'
     flags = ('--chunk=64', '--rounds=25', '--seed=3', '--mixing')
@@ -302,7 +302,7 @@ class NullTest(ScriptTest):
 
 class CollapseTest(ScriptTest):
   @parameterized.parameters(('inf',), ('60',))
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_sweeps(self, slope):
     self.run_script(
       'kcore_collapse', f'--network={self.write_edges()}', f'--slope={slope}'

@@ -20,7 +20,7 @@ _CURVES = (
 
 class ReproductionTest(absltest.TestCase):
   @pytest.mark.data
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_rotation_and_accuracy(self):
     folder = data.require('layca')
     published = json.loads(_CURVES.read_text())

@@ -216,7 +216,7 @@ class ScriptsTest(parameterized.TestCase):
     )
     self.assert_pictures(folder, 'layers', 'learning', 'steps')
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_values_given_for_all_hold_in_every_setting(self):
     folder = self.folder / 'run'
     done = scripts.run(
@@ -245,7 +245,7 @@ class ScriptsTest(parameterized.TestCase):
     for row in read_table(folder / 'summary.csv'):
       self.assertEqual(row['learning rate'], '0.03')
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_wide_resnet_on_cifar(self):
     # Augmentation, dropout, a validation set, momentum, no smaller last batch.
     rng = np.random.default_rng(0)
@@ -336,7 +336,7 @@ class ScriptsTest(parameterized.TestCase):
   def test_sweep_resumes_after_a_kill(self):
     self.assert_resumes('layca_sweep', '', signal.SIGKILL)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_compare_resumes_after_sigterm(self):
     self.assert_resumes('layca_compare', 'adam', signal.SIGTERM)
 
@@ -412,7 +412,7 @@ class ScriptsTest(parameterized.TestCase):
     scripts.assert_usage_error(self, done, *words)
     self.assertFalse(workdir.exists())
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_replay_of_a_run_that_ended_early(self):
     folder = self.folder / 'run'
     self.run_script(

@@ -59,7 +59,7 @@ class SelfWeightTest(parameterized.TestCase):
     self._check(name)
 
   @parameterized.parameters(*HEAVY_REST)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_golden_of_more(self, name):
     self._check(name)
 
@@ -95,7 +95,7 @@ class OptimalityCriteriaTest(parameterized.TestCase):
     self._check(name)
 
   @parameterized.parameters(*STEP_REST)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_one_step_golden_of_more(self, name):
     self._check(name)
 
@@ -139,7 +139,7 @@ class MultiLoadTest(absltest.TestCase):
       beyond.together(problem).forces, problem.forces.sum(0)
     )
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_loads_one_at_a_time_give_a_robust_bridge(self):
     problem = beyond.moving_load_bridge()
     separate, together = (

@@ -144,7 +144,7 @@ class ParityTest(parameterized.TestCase):
     self._check(name, 'direct', 1e-9, 1e-7)
 
   @parameterized.parameters(*REST)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_direct_on_more(self, name):
     # The original's own gradients are good to 1e-6 at 384 x 128.
     large = name == 'mbb_beam_384x128_0.3'
@@ -158,7 +158,7 @@ class ParityTest(parameterized.TestCase):
   @parameterized.parameters(
     'staggered_points_64x64_0.3', 'mbb_beam_384x128_0.3'
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_multigrid_on_more(self, name):
     self._check(name, 'mgcg', 1e-8, 1e-6)
 
@@ -192,7 +192,7 @@ class ParityTest(parameterized.TestCase):
     self._check_logits(name)
 
   @parameterized.parameters(*REST)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_volume_constrained_logits_of_more(self, name):
     self._check_logits(name)
 
@@ -240,7 +240,7 @@ class MultigridTest(parameterized.TestCase):
     self._check(name)
 
   @parameterized.parameters(*REST)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_more_iterations_and_compliance(self, name):
     self._check(name)
 

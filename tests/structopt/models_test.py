@@ -133,7 +133,7 @@ class GoldenTest(parameterized.TestCase):
     self._check_gradient('mbb60x20')
 
   @parameterized.parameters('default', 'dyn')
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_gradient_of_more_compliances(self, tag):
     self._check_gradient(tag)
 

@@ -50,7 +50,7 @@ class GoldenTest(parameterized.TestCase):
     # Not MMA: on this task its steps multiply rounding errors by ten.
     ('staircase_64x64_0.3', 'oc'),
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_every_loss_on_more_tasks(self, name, method):
     self._check_every_loss(name, method)
 
@@ -138,12 +138,12 @@ class GoldenTest(parameterized.TestCase):
     ('pure_bending_moment_32x64_0.15', 8.248),
     ('thin_support_bridge_64x64_0.3', 62.697),
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_more_of_the_papers_table(self, name, expected):
     run = runner.optimize(problems.PROBLEMS[name](), 'oc', steps=1000)
     np.testing.assert_allclose(run.best_loss, expected, rtol=1e-3)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_the_network_beats_mma(self):
     # 100 evaluations; MMA has 209.91 then, the authors' network 207.5, 207.7.
     problem = problems.PROBLEMS['mbb_beam_96x32_0.5']()
@@ -339,7 +339,7 @@ class BatchTest(parameterized.TestCase):
     self._check_equals_single_runs(method)
 
   @parameterized.parameters('pixel-lbfgs', 'oc')
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_equals_single_runs_too(self, method):
     self._check_equals_single_runs(method)
 

@@ -64,7 +64,7 @@ class ExtrasTest(parameterized.TestCase):
     self.assertLess(losses[-1], 0.05 * losses[0])
 
   @parameterized.parameters('multi_load', 'heaviside', 'cantilever3d')
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_runs(self, example):
     self._run(example, 0.34, 16)
 
