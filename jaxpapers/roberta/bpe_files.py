@@ -188,11 +188,15 @@ def read_tokenizer_json(path: Any) -> tuple[dict[str, int], list]:
   """
   content = _json(path)
   model = content.get('model', {}) if isinstance(content, dict) else {}
-  if not ('vocab' in model and 'merges' in model) or 'ByteLevel' not in (
-    json.dumps(content.get('pre_tokenizer'))
-  ):
+  words = json.dumps(content.get('pre_tokenizer')) if model else ''
+  if 'vocab' not in model or 'merges' not in model or 'ByteLevel' not in words:
     raise files.CorruptFileError(
       f'{path}: expected a byte-level BPE, with a vocabulary and merges.'
+    )
+  if '"add_prefix_space": true' in words:
+    raise files.CorruptFileError(
+      f'{path} puts a space before every text (add_prefix_space), which'
+      " RoBERTa's does not: the ids would differ. Set it to false to read it."
     )
   vocabulary = dict(model['vocab'])
   for added in content.get('added_tokens', ()):

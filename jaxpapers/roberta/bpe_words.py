@@ -31,7 +31,7 @@ class Words(dict):
   """
 
   def __init__(
-    self, encode: Callable[[str], Sequence[int]], limit: int = 1_000_000
+    self, encode: Callable[[str], Sequence[int]], limit: int = 300_000
   ):
     """Encodes pieces by `encode(piece)`."""
     super().__init__()

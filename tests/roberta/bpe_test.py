@@ -215,6 +215,19 @@ class TrainTest(parameterized.TestCase):
     )
     read = ByteLevelBPE.from_directory(other)
     self.assertEqual(read.encode(_TEXT), bpe.encode(_TEXT))
+    path = other / 'tokenizer.json'
+    content = json.loads(path.read_text())
+    for change, message in (
+      ({'pre_tokenizer': {'type': 'Whitespace'}}, 'expected a byte-level BPE'),
+      ({'model': {'vocab': {}}}, 'expected a byte-level BPE'),
+      (
+        {'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': True}},
+        'puts a space before every text',
+      ),
+    ):
+      path.write_text(json.dumps({**content, **change}))
+      with self.assertRaisesRegex(ValueError, message):
+        ByteLevelBPE.from_directory(other)
 
   def test_bad_training(self):
     folder = _write(
