@@ -178,7 +178,9 @@ def config_to_hf(
   other_head = 'output' if kind == 'roberta' else 'classifier'
   if own.keys() - training or other_head in params:
     hf['model_type'] = OWN_TYPE
-    hf['jaxpapers'] = {'position_offset': config.position_offset, **own}
+    # Their meaning of a type that they do not know is no help.
+    own['position_offset'] = config.position_offset
+    hf['jaxpapers'] = {**own, 'max_len': config.max_len}
   return hf
 
 
