@@ -41,7 +41,7 @@ from jaxpapers.roberta import (
   finetune_data,
   model,
   squad,
-  squad_metrics,
+  squad_scores,
   tasks,
 )
 
@@ -96,7 +96,7 @@ def main() -> int:
 
   def evaluate(predictor, params):
     found = answers(predictor, params)
-    scores = squad_metrics.squad_metrics(
+    scores = squad_scores.squad_metrics(
       questions['dev'], found.best, found.na_probs, config.na_threshold
     )
     return {name: float(value) for name, value in scores.items()}

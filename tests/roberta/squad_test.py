@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxpapers.roberta import bpe, squad, squad_metrics
+from jaxpapers.roberta import bpe, squad, squad_scores
 from tests.helpers import data, goldens
 from tests.roberta import tiny
 
@@ -260,7 +260,7 @@ class RealFileTest(absltest.TestCase):
     answers = squad.squad_answers(
       questions, features, starts, ends, max_answer_len=64
     )
-    scores = squad_metrics.squad_metrics(questions, answers.best)
+    scores = squad_scores.squad_metrics(questions, answers.best)
     self.assertGreater(scores['exact'], 98.0)
     self.assertGreater(scores['f1'], 99.0)
 

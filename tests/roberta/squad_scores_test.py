@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from jaxpapers.roberta import squad_metrics
+from jaxpapers.roberta import squad_scores
 from tests.helpers import goldens
 
 
@@ -25,7 +25,7 @@ class OfficialTest(parameterized.TestCase):
   )
   def test_scores_and_thresholds(self, threshold, key):
     data = golden()
-    got = squad_metrics.squad_metrics(
+    got = squad_scores.squad_metrics(
       data['dataset'], data['predictions'], data['na_probs'], threshold
     )
     for name, value in data[key].items():
@@ -34,19 +34,19 @@ class OfficialTest(parameterized.TestCase):
 
   def test_normalised_texts(self):
     for text, normalised in golden()['normalize']:
-      self.assertEqual(squad_metrics.normalize_answer(text), normalised)
+      self.assertEqual(squad_scores.normalize_answer(text), normalised)
 
   def test_pairs(self):
     for gold, prediction, exact, f1 in golden()['exact_f1']:
-      self.assertEqual(squad_metrics.exact_match(gold, prediction), exact)
+      self.assertEqual(squad_scores.exact_match(gold, prediction), exact)
       self.assertAlmostEqual(
-        squad_metrics.token_f1(gold, prediction), f1, delta=1e-9
+        squad_scores.token_f1(gold, prediction), f1, delta=1e-9
       )
 
 
 class RulesTest(absltest.TestCase):
   def test_best_of_the_right_answers(self):
-    got = squad_metrics.squad_metrics(
+    got = squad_scores.squad_metrics(
       questions(q=['in 1066', '1066', 'the year 1066']), {'q': 'year 1066'}
     )
     self.assertEqual(
@@ -63,12 +63,12 @@ class RulesTest(absltest.TestCase):
 
   def test_answers_that_normalise_to_nothing(self):
     data = questions(q=['the', 'cat'], r=['an'])
-    got = squad_metrics.squad_metrics(data, {'q': '', 'r': ''})
+    got = squad_scores.squad_metrics(data, {'q': '', 'r': ''})
     self.assertEqual((got['exact'], got['HasAns_total']), (50.0, 2))
 
   def test_best_threshold_may_be_to_answer_nothing(self):
     data = questions(q=['x'], r=[], s=[])
-    got = squad_metrics.squad_metrics(
+    got = squad_scores.squad_metrics(
       data, {'q': 'y', 'r': 'z', 's': 'z'}, {'q': 0.1, 'r': 0.2, 's': 0.3}
     )
     self.assertAlmostEqual(got['best_exact'], 200 / 3)
@@ -79,15 +79,15 @@ class RulesTest(absltest.TestCase):
     with self.assertRaisesRegex(
       ValueError, "predictions lack 1 of the 2 .* 'r'"
     ):
-      squad_metrics.squad_metrics(data, {'q': 'x'})
+      squad_scores.squad_metrics(data, {'q': 'x'})
     with self.assertRaisesRegex(ValueError, 'na_probs lack 2'):
-      squad_metrics.squad_metrics(data, {'q': 'x', 'r': 'y'}, {})
+      squad_scores.squad_metrics(data, {'q': 'x', 'r': 'y'}, {})
     with self.assertRaisesRegex(ValueError, 'no questions'):
-      squad_metrics.squad_metrics([], {})
+      squad_scores.squad_metrics([], {})
     with self.assertRaisesRegex(ValueError, "article has no 'paragraphs'"):
-      squad_metrics.squad_metrics([{}], {})
+      squad_scores.squad_metrics([{}], {})
     with self.assertRaisesRegex(ValueError, "id 'q' comes twice"):
-      squad_metrics.squad_metrics([*questions(q=[]), *questions(q=[])], {})
+      squad_scores.squad_metrics([*questions(q=[]), *questions(q=[])], {})
 
 
 if __name__ == '__main__':
