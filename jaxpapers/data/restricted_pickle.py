@@ -64,7 +64,7 @@ class _Dtype:
     self.dtype = self.dtype.newbyteorder(_text(order))
 
 
-class _Array:
+class Array:
   """An array or a number before it is made."""
 
   __slots__ = ('_state',)
@@ -95,7 +95,7 @@ class _Array:
 
 
 def _scalar(dtype, data):
-  return _Array(data, dtype, None, 'C')
+  return Array(data, dtype, None, 'C')
 
 
 def numpy_globals() -> dict[tuple[str, str], Any]:
@@ -113,9 +113,9 @@ def numpy_globals() -> dict[tuple[str, str], Any]:
     ('__builtin__', 'bytes'): Call(lambda: b''),
   }
   for package in ('numpy.core', 'numpy._core'):
-    names[f'{package}.multiarray', '_reconstruct'] = Call(lambda *_: _Array())
+    names[f'{package}.multiarray', '_reconstruct'] = Call(lambda *_: Array())
     names[f'{package}.multiarray', 'scalar'] = Call(_scalar)
-    names[f'{package}.numeric', '_frombuffer'] = Call(_Array)
+    names[f'{package}.numeric', '_frombuffer'] = Call(Array)
   return names
 
 
@@ -148,7 +148,7 @@ def finish(
       new.extend(map(walk, x))
     elif kind in (tuple, set, frozenset):
       new = done[id(x)] = kind(map(walk, x))
-    elif kind is _Array:
+    elif kind is Array:
       new = done[id(x)] = x.value()
     elif kind is _Dtype:
       new = x.dtype

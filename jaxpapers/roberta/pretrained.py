@@ -312,8 +312,8 @@ def load_pretrained(
     config = pretrained_config.config_from_hf(content, **overrides)
     state = weights.open_state_dict(path, opaque=opaque)
     convert = params_from_hf
-    if content.get('tie_word_embeddings') is True:
-      options['tie'] = True
+    if content.get('tie_word_embeddings') is False:
+      options['tie'] = False
     _check_vocabulary(state, config, path)
   else:
     file = files.find(path, _FAIRSEQ_FILES) if path.is_dir() else path

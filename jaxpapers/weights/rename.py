@@ -116,7 +116,7 @@ class RenameTable:
     self.renames = tuple((re.compile(p), to) for p, to in renames)
     self.ignored = tuple(ignored)
     self._sources = [
-      (rule, _pattern(name))
+      (rule, _Pattern(name))
       for rule in self.rules
       for name in (rule.source, *rule.aliases)
     ]
@@ -220,7 +220,7 @@ class RenameTable:
     claimed: set[str] = set()
     missing: list[str] = []
     for rule in self.rules:
-      patterns = [_pattern(target) for target in rule.targets]
+      patterns = [_Pattern(target) for target in rule.targets]
       found: dict[tuple, dict[int, str]] = {}
       for path in flat:
         for part, pattern in enumerate(patterns):
@@ -281,7 +281,7 @@ class RenameTable:
     return indices == {None} or len(indices) == (*leaf.shape, 0)[0]
 
 
-class _pattern:  # pylint: disable=invalid-name
+class _Pattern:
   """A template as a regular expression."""
 
   def __init__(self, template: str):

@@ -252,4 +252,9 @@ def _save(path, arrays, metadata) -> None:
   if '://' in str(path):
     path.write_bytes(safetensors.numpy.save(arrays, metadata))
   else:
+    # The library gives its files to their owner alone; a new file here has the
+    # mode that the user's umask asks for.
+    path.touch()
+    mode = path.stat().st_mode
     safetensors.numpy.save_file(arrays, os.fspath(path), metadata)
+    path.chmod(mode)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.data import files
+from jaxpapers.data import files, restricted_pickle
 from jaxpapers.weights import safetensors_files, torch_files, torch_pickle
 
 # What a folder may hold, the first found is read.
@@ -166,7 +166,7 @@ def _unwrap(state: StateDict) -> StateDict:
 
 
 def _is_array(x) -> bool:
-  return isinstance(x, torch_pickle.Tensor) or hasattr(x, 'value')
+  return isinstance(x, torch_pickle.Tensor | restricted_pickle.Array)
 
 
 def _holds_arrays(x) -> bool:

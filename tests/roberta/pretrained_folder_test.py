@@ -122,6 +122,12 @@ class FolderTest(parameterized.TestCase):
     _, params = pretrained.load_pretrained(self.folder, heads=(head,))
     self.assertIn(head, params)
 
+  def test_untied_however_equal(self):
+    table = self.params['encoder']['token_embedding']['embedding']
+    self.params['lm_head']['decoder'] = table.copy()
+    self.save()
+    assert_same(pretrained.load_pretrained(self.folder)[1], self.params)
+
   def test_a_new_head_on_a_pretrained_encoder(self):
     self.save()
     config, loaded = pretrained.load_pretrained(self.folder)

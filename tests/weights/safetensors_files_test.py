@@ -61,6 +61,11 @@ class SafetensorsTest(parameterized.TestCase):
     content = self.path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
     self.assertEqual(header['__metadata__'], {'format': 'pt'})
+    # Others may read it if they may read other new files.
+    (self.folder / 'plain').touch()
+    mode = (self.folder / 'plain').stat().st_mode
+    (self.folder / 'plain').unlink()
+    self.assertEqual(self.path.stat().st_mode, mode)
     self.assertEqual(self.files(), ['model.safetensors'])
 
   def test_several_files(self):

@@ -1,6 +1,7 @@
 """Finding the weights in files and folders."""
 
 import shutil
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -10,6 +11,40 @@ from tests.weights import containers
 from tests.weights.containers import dictionary, finished, tensor
 
 NUMBERS = np.arange(4, dtype='<f4').tobytes()
+
+
+class Remote:
+  """A path as `etils.epath` has it: a URL, without a file of the system."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __str__(self):
+    return f'memory://{self._path}'
+
+  def __truediv__(self, name):
+    return Remote(self._path / name)
+
+  def __getattr__(self, name):
+    if name in ('__fspath__', '_path'):
+      raise AttributeError(name)
+    return getattr(self._path, name)
+
+  def __eq__(self, other):
+    return self._path == other._path
+
+  def __hash__(self):
+    return hash(self._path)
+
+  @property
+  def parent(self):
+    return Remote(self._path.parent)
+
+  def with_name(self, name):
+    return Remote(self._path.with_name(name))
+
+  def replace(self, target):
+    self._path.replace(target._path)
 
 
 class StateDictTest(parameterized.TestCase):
@@ -122,6 +157,23 @@ class StateDictTest(parameterized.TestCase):
     self.assertCountEqual(again, state)
     for name in state:
       np.testing.assert_array_equal(again[name], state[name], strict=True)
+
+  def test_urls(self):
+    self.enterContext(
+      mock.patch.object(weights.state_dict.files, 'as_path', lambda path: path)
+    )
+    folder = Remote(self.folder)
+    for kind in ('everything_zip.pt', 'everything_legacy.pt'):
+      state = weights.open_state_dict(Remote(containers.testdata(kind)))
+      tensors = {n: x for n, x in state.items() if n != 'dtype.complex128'}
+      self.assertLen(tensors, 22)
+      for limit in (None, 100):
+        path = folder / 'model.safetensors'
+        weights.write_safetensors(path, tensors, max_shard_bytes=limit)
+        again = weights.open_state_dict(folder)
+        self.assertCountEqual(again, tensors)
+        for name, array in tensors.items():
+          np.testing.assert_array_equal(again[name], array, strict=True)
 
   def test_rename(self):
     self.write(a=tensor('0', 4, (4,), (1,)), b=tensor('0', 4, (), ()))
