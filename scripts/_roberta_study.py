@@ -83,6 +83,8 @@ def make_plans(config: Any, study: str, tokenizer: Any) -> list[Plan]:
     _make_plan(config, study, name, tokenizer)
     for name in config.studies[study].settings
   ]
+  if study == 'batch':  # A ConfigDict has its fields in alphabetical order.
+    plans.sort(key=lambda plan: plan.config.batch_size)
   if not plans or not config.seeds:
     raise _command_line.UsageError(
       '--config: settings and seeds need one entry or more'

@@ -26,9 +26,10 @@ Into --workdir go results.json, summary.csv, curves.png, points.png and a folder
 for each run.
 
 Other fields of a config than below: seeds; members_at_once (seeds that train in
-one program, 0 for all; they then see the text in the same order); evaluations (how many in a run); studies, each
-with settings that change fields, warmup as a share of all steps, and epochs
-instead of num_steps or tokens_per_batch instead of batch_size.
+one program, 0 for all; they then see the text in the same order); evaluations
+(how many in a run); studies, each with settings that change fields, warmup as a
+share of all steps, and epochs instead of num_steps or tokens_per_batch instead
+of batch_size.
 
 """
 

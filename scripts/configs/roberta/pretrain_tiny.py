@@ -12,7 +12,7 @@ def get_config():
   config.vocab_size, config.mask_id = 0, -1  # The tokenizer's.
   config.block_size = 64
   config.valid_blocks = 640
-  config.batch_size = 48
+  config.batch_size = 32
   config.num_steps = 2000
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 200
