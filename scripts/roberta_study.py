@@ -7,7 +7,7 @@ Examples:
       --config.valid=valid --workdir=masking
 
   # Batches of 16, 64 and 256 over equally much text, each with the best of
-  # three learning rates; whole sentences, documents, or pairs of segments.
+  # two learning rates; whole sentences, documents, or pairs of segments.
   python scripts/roberta_study.py --study=batch ...
   python scripts/roberta_study.py --study=format ...
 
