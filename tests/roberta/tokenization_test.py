@@ -3,24 +3,18 @@
 import gzip
 import hashlib
 import json
-import os
 import pathlib
 import pickle
-import signal
-import subprocess
-import sys
 import tempfile
-import textwrap
-import time
 
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.roberta import corpus as corpus_lib
-from jaxpapers.roberta import text_files, tokenization
+from jaxpapers.roberta import tokenization
 from jaxpapers.roberta.bpe import ByteLevelBPE
-from tests.helpers import goldens, scripts
+from tests.helpers import goldens
 
 _WORDS = ('the', 'fox', 'jumps', 'over', 'lazy', 'dogs', 'naïve', '日本', '42')
 
@@ -342,59 +336,6 @@ class CorpusTest(parameterized.TestCase):
       corpus_lib.TokenCorpus(self.out)
     with self.assertRaisesRegex(FileNotFoundError, 'Write one with'):
       corpus_lib.TokenCorpus(self.folder / 'none')
-
-
-class KilledTest(absltest.TestCase):
-  def test_goes_on_where_it_was_killed(self):
-    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    text, out = folder / 'a.txt', folder / 'out'
-    text.write_text(_text('killed', 20_000), 'utf-8')
-    ByteLevelBPE.train(text, 400).save(folder / 'bpe')
-    program = folder / 'program.py'
-    program.write_text(
-      textwrap.dedent("""
-      import sys
-      from jaxpapers.roberta import bpe, tokenization
-
-      if __name__ == '__main__':
-        text, tokenizer, out, workers = sys.argv[1:]
-        tokenization.tokenize_corpus(
-          text,
-          bpe.ByteLevelBPE.from_directory(tokenizer),
-          out,
-          num_workers=int(workers),
-          shard_bytes=4000,
-        )
-      """)
-    )
-
-    def start(folder, workers):
-      return subprocess.Popen(
-        [sys.executable, program, text, text.parent / 'bpe', folder, workers],
-        env=scripts.environment(),
-        start_new_session=True,
-      )
-
-    whole = start(folder / 'whole', '0')
-    killed = start(out, '2')
-    deadline = time.monotonic() + 120
-    while len(list(out.glob('shard-*.json'))) < 5:
-      self.assertLess(time.monotonic(), deadline)
-      self.assertIsNone(killed.poll(), 'finished before it was killed')
-      time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)  # Its workers see to themselves.
-    killed.wait()
-    self.assertEqual(whole.wait(), 0)
-    total = len(text_files.pieces([text], 4000))
-    self.assertLess(len(list(out.glob('shard-*.json'))), total)
-    self.assertFalse((out / 'index.json').exists())
-    self.assertEqual(start(out, '0').wait(), 0)
-    self.assertEqual(_content(out), _content(folder / 'whole'))
-    # Nobody is left who would write on.
-    with self.assertRaises(ProcessLookupError):
-      for _ in range(200):
-        os.killpg(killed.pid, 0)
-        time.sleep(0.05)
 
 
 if __name__ == '__main__':
