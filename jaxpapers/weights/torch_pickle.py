@@ -290,6 +290,9 @@ def _allowed() -> dict[tuple[str, str], Any]:
       names[module, name] = Name(name)
     for kind in (set, frozenset, complex, slice):
       names[module, kind.__name__] = restricted_pickle.Call(kind)
+  # What Python 3 writes for its int and str in a pickle of protocol 2.
+  names['__builtin__', 'long'] = Name('int')
+  names['__builtin__', 'unicode'] = Name('str')
   for name, dtype in _STORAGES.items():
     for module in ('torch', 'torch.cuda'):
       names[module, name] = _StorageType(dtype)

@@ -185,6 +185,13 @@ class MaliciousTest(parameterized.TestCase):
     pickled = finished(b'(' + factory + counter + opcodes(1 + 2j) + b't')
     containers.write('zip', self.path, pickled)
     self.assertEqual(weights.read_torch(self.path), ({}, {'a': 2}, 1 + 2j))
+    for protocol in (2, 5):  # The first has Python 2's names.
+      kinds = (int, str, float, bool, list, dict)
+      containers.write('zip', self.path, pickle.dumps(kinds, protocol))
+      self.assertEqual(
+        weights.read_torch(self.path),
+        ('int', 'str', 'float', 'bool', 'list', 'dict'),
+      )
 
 
 if __name__ == '__main__':
