@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import json
+import multiprocessing
+import os
 import pathlib
 import pickle
+import signal
 import tempfile
 
 import numpy as np
@@ -193,6 +196,21 @@ class CorpusTest(parameterized.TestCase):
     )
     self.assertEqual(_content(self.out), _content(self.folder / 'two'))
     self.assertEqual(one.fingerprint, two.fingerprint)
+
+  def test_killed_worker(self):
+    path = self.write('a.txt', _text('worker', 200))
+
+    def kill(*progress):
+      del progress
+      for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+
+    with self.assertRaisesRegex(RuntimeError, 'a worker process was killed'):
+      self.tokenize(path, shard_bytes=100, num_workers=2, progress=kill)
+    self.assertFalse((self.out / 'index.json').exists())
+    self.tokenize(path, shard_bytes=100)
+    self.tokenize(path, self.folder / 'whole', shard_bytes=100)
+    self.assertEqual(_content(self.out), _content(self.folder / 'whole'))
 
   def test_what_is_there_is_not_done_again(self):
     path = self.write('a.txt', _text('resume', 60))
