@@ -20,6 +20,7 @@ from jaxpapers.roberta import (
   blocks,
   bpe,
   corpus,
+  fsdp,
   pretrained,
   pretraining,
   pretraining_data,
@@ -50,6 +51,17 @@ class Problem:
   scheme: pretraining.MaskingScheme
   job: training.Job
   pairs: bool
+
+
+class PretrainingJob(training.Job):
+  """A job whose parameters are gathered where FSDP has spread them."""
+
+  def step(self, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """The training step, jitted for a mesh."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    if mesh is not None:
+      fields['loss_fn'] = fsdp.gather_parameters(self.loss_fn, mesh, self.rules)
+    return training.Job(**fields).step(mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +186,7 @@ def _make_problem(config, tokenizer, encoder, own_masks, population):
     never=specials,
     word_starts=word_starts,
   )
-  job = training.Job(
+  job = PretrainingJob(
     pretraining.make_init(model, scheme, own_masks=own_masks),
     pretraining.make_pretrain_loss(model, scheme, seed=config.seed),
     make_optimizer(config),
@@ -489,7 +501,7 @@ def export(
   params = _gather(params)
   if not run.first:
     return
-  pretrained.save_pretrained(folder, problem.encoder, params)
+  pretrained.save_pretrained(str(folder), problem.encoder, params)
   tokenizer.save(folder)
   _training_command_line.say(f'The model is in {folder}.')
 

@@ -6,7 +6,7 @@ Examples:
   python scripts/roberta_study.py --study=masking --config.corpus=train \
       --config.valid=valid --workdir=masking
 
-  # Batches of 16, 64 and 256 over equally much text, each with the best of
+  # Batches of 8, 32 and 128 over equally much text, each with the best of
   # two learning rates; whole sentences, documents, or pairs of segments.
   python scripts/roberta_study.py --study=batch ...
   python scripts/roberta_study.py --study=format ...

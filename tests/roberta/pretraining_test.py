@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import training
@@ -269,6 +270,7 @@ class StepTest(parameterized.TestCase):
     self.assertLen(set(losses), 20)
     self.assertLess(np.mean(losses[-5:]), np.mean(losses[:5]))
 
+  @pytest.mark.slow
   def test_accumulation_is_exact(self):
     batch = make_batch(32)
     chosen, _ = hidden(batch)
@@ -298,9 +300,8 @@ class StepTest(parameterized.TestCase):
         return float(gap / optax.tree.norm(one))
 
       whole = gradient(1)
-      for parts in (4, 8):
-        # The counts are float32 sums of ones, exact; the rest is float64.
-        self.assertLess(distance(whole, gradient(parts)), 1e-6)
+      # The counts are float32 sums of ones, exact; the rest is float64.
+      self.assertLess(distance(whole, gradient(4)), 1e-6)
       # What the mean of the microbatches' means would be.
       part = jax.jit(
         jax.grad(lambda p, b: loss_fn(p, {}, b, jax.random.key(0))[0])
@@ -311,6 +312,7 @@ class StepTest(parameterized.TestCase):
       mean = jax.tree.map(lambda *g: sum(np.asarray(x) for x in g) / 4, *means)
       self.assertGreater(distance(whole, mean), 1e-3)
 
+  @pytest.mark.slow
   def test_population_is_the_runs_alone(self):
     job, many = self.job(own_masks=True), self.job(own_masks=True, population=2)
     keys = jax.random.split(jax.random.key(3), 2)
@@ -332,6 +334,7 @@ class StepTest(parameterized.TestCase):
           float(own['loss']), float(metrics['loss'][index]), delta=1e-4
         )
 
+  @pytest.mark.slow
   def test_eight_devices_are_one(self):
     devices.run("""
       import jax, numpy as np, optax
