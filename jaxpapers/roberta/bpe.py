@@ -132,7 +132,7 @@ class ByteLevelBPE:
     Args:
       folder: local or a URL, with `vocab.json` and `merges.txt` (`save`, HF);
         or `encoder.json`, `vocab.bpe` and `dict.txt` (fairseq); or HF's
-        `tokenizer.json`.
+        `tokenizer.json`; or a corpus of `tokenize_corpus`.
 
     Returns:
       The tokenizer.
@@ -156,6 +156,8 @@ class ByteLevelBPE:
         )
     if (folder / 'tokenizer.json').exists():
       return cls(*bpe_files.read_tokenizer_json(folder / 'tokenizer.json'))
+    if (folder / 'tokenizer').exists():
+      return cls.from_directory(folder / 'tokenizer')
     raise data_files.missing(
       'A byte-level BPE',
       folder,

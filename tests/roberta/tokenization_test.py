@@ -273,8 +273,11 @@ class CorpusTest(parameterized.TestCase):
       corpus.line_sizes(-1, 3)
     chunks = np.concatenate(list(corpus.line_size_chunks(7)))
     np.testing.assert_array_equal(chunks, sizes)
-    tokenizer = corpus.load_tokenizer()
-    self.assertEqual(tokenizer.fingerprint(), self.bpe.fingerprint())
+    for tokenizer in (
+      corpus.load_tokenizer(),
+      ByteLevelBPE.from_directory(self.out),
+    ):
+      self.assertEqual(tokenizer.fingerprint(), self.bpe.fingerprint())
 
   def test_large_vocabulary_takes_four_bytes(self):
     vocabulary = dict(self.bpe._vocabulary)
