@@ -1,6 +1,7 @@
 """What one task has of its own: taken out, put in, saved and loaded."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,7 +111,7 @@ def save_task(
     'metadata': json.dumps(dict(metadata or {})),
   }
   arrays = {path: np.asarray(x) for path, x in flat.items()}
-  write_safetensors(path, arrays, metadata=header)
+  write_safetensors(os.fspath(path), arrays, metadata=header)
 
 
 def load_task(
@@ -132,7 +133,9 @@ def load_task(
     ValueError: If it does not fit `like`; names the path.
   """
   try:
-    flat = {name: read() for name, read in read_safetensors(path).items()}
+    flat = {
+      name: read() for name, read in read_safetensors(os.fspath(path)).items()
+    }
     task = trees.unflatten(flat)
     if like is not None:
       shapes = jax.tree.map(

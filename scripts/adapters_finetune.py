@@ -1,0 +1,67 @@
+r"""Fine-tunes a RoBERTa on a task through adapters, or a part of its layers.
+
+Examples:
+  # A task of the paper (the folder holds SMSSpamCollection), adapters of 64,
+  # three seeds in one program:
+  python scripts/adapters_finetune.py --config.model=roberta-base \
+      --config.data=~/data/crowdflower --config.task=sms_spam --workdir=spam
+
+  # The authors' example, MRPC with adapters of 64:
+  python scripts/adapters_finetune.py --config.model=bert-base-uncased \
+      --config.data=~/data/glue --config.task=MRPC --config.epochs=5 \
+      --config.adapter.preset=houlsby2019_code --workdir=mrpc
+
+  # The baselines: layer norms only, the top layer, the head, everything.
+  python scripts/adapters_finetune.py --config.mode=top_k --config.k=1 \
+      --config.model=roberta-base --config.data=~/data/crowdflower
+
+Only adapters, layer norms and the head are trained, and only they have
+gradients and optimizer state. A run that was stopped goes on where it was.
+
+Into --workdir go task_SEED.safetensors (what the task owns, for
+adapters_ablate and adapters_serve_bank), results.json, config.json,
+metrics.jsonl, TensorBoard files and checkpoints.
+
+"""
+
+import _adapters_results
+import _adapters_tasks
+import _adapters_training
+import _command_line
+import _training_command_line
+from absl import flags
+
+from jaxpapers.adapters import recipes
+
+__doc__ += recipes.FIELDS
+
+_training_command_line.define_flags('adapters/finetune.py', 'adapters_finetune')
+flags.adopt_module_key_flags(_training_command_line)
+
+
+def main() -> int:
+  """Trains, evaluates, writes."""
+  config = _training_command_line.read_config()
+  problem = _adapters_tasks.load_problem(config)
+  run = _training_command_line.start()
+  try:
+    trained = _adapters_training.train(
+      config, problem, workdir=run.workdir, mesh=run.mesh, console=run.console
+    )
+  except _adapters_training.Interrupted as stop:
+    return run.exit_code(stop.result)
+  rows = _adapters_training.evaluate(trained, config, problem)
+  if run.first:
+    _adapters_results.show(rows)
+    for split in ('valid', 'test'):
+      if split in problem.splits:
+        share = problem.majority(split)
+        print(f'The most frequent class: {split} accuracy {share:.4f}.')
+    _adapters_results.save_tasks(run.workdir, config, problem, trained, rows)
+    _adapters_results.write_json(run.workdir / 'results.json', rows)
+    print(f'Parameters of each seed are in {run.workdir}.')
+  return 0
+
+
+if __name__ == '__main__':
+  _command_line.run(main)
