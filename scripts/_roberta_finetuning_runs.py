@@ -233,6 +233,6 @@ def _exporter(run, base, job):
     )
     if base.tokenizer is not None:
       base.tokenizer.save(target)
-    pretrained.save_pretrained(target, plain, params)
+    pretrained.save_pretrained(str(target), plain, params)
 
   return export
