@@ -29,7 +29,7 @@ def _text(value: Any) -> str:
   if value is None:
     return ''
   if isinstance(value, float):
-    return f'{value:.4g}' if abs(value) < 0.01 else f'{value:.4f}'
+    return f'{value:.4f}' if 0.01 <= abs(value) < 1e5 else f'{value:.4g}'
   return str(value)
 
 

@@ -71,3 +71,133 @@ def base_config() -> ml_collections.ConfigDict:
       'log_every': 100,
     }
   )
+
+
+TRADEOFF_FIELDS = """
+  tasks            Instead of task: several.
+  sizes            Of adapters.
+  layers           k of the mode top_k.
+  modes            What is compared, full fine-tuning among it.
+  learning_rates   Of each mode; the best one is chosen by validation.
+  epoch_grid       Likewise.\
+"""
+
+SCALE_FIELDS = """
+  tasks            Instead of task: several.
+  scales           Of the adapters' initialisation, or learning rates.\
+"""
+
+
+def tradeoff_config(variant: str = 'small') -> ml_collections.ConfigDict:
+  """A grid for the trade-off of size and score.
+
+  Args:
+    variant: 'small', or 'paper' for the grids of section 3.3 and 3.4 on
+      BERT-base: sizes 1 to 512, 1 to 12 layers.
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: If there is no such variant.
+  """
+  config = base_config()
+  config.tasks = (
+    'sms_spam',
+    'corporate_messaging',
+    'disasters',
+    'global_warming',
+  )
+  config.modes = ('full', 'adapter', 'top_k', 'layer_norm', 'head')
+  if variant == 'small':
+    config.sizes, config.layers = (4, 16, 64), (1, 2)
+    config.learning_rates = {
+      'full': (1e-3,),
+      'top_k': (1e-3,),
+      'adapter': (3e-3,),
+      'layer_norm': (3e-3,),
+      'head': (3e-3,),
+    }
+    config.epoch_grid = (6,)
+  elif variant == 'paper':
+    config.sizes = tuple(2**n for n in range(10))
+    config.layers = (1, 2, 3, 5, 7, 9, 11, 12)
+    rates = (1e-5, 3e-5, 1e-4, 3e-3)
+    config.learning_rates = dict.fromkeys(config.modes, rates)
+    config.epoch_grid = (20, 50, 100)
+  else:
+    raise ValueError(f"variant is {variant!r}; expected 'small' or 'paper'.")
+  return config
+
+
+def tradeoff_points(config) -> list[dict]:
+  """The grid of a trade-off: one dictionary for each run.
+
+  Args:
+    config: Of `tradeoff_config`.
+
+  Returns:
+    'task', 'mode', 'size' (of adapters; number of layers; or 0),
+    'learning_rate' and 'epochs' of each point.
+  """
+  sizes = {'adapter': config.sizes, 'top_k': config.layers}
+  return [
+    {
+      'task': task,
+      'mode': mode,
+      'size': size,
+      'learning_rate': rate,
+      'epochs': epochs,
+    }
+    for task in config.tasks
+    for mode in config.modes
+    for size in sizes.get(mode, (0,))
+    for rate in config.learning_rates[mode]
+    for epochs in config.epoch_grid
+  ]
+
+
+def setting_of(config, point) -> ml_collections.FrozenConfigDict:
+  """The config of one point of a grid.
+
+  Args:
+    config: The config.
+    point: Of `tradeoff_points`, or some of its entries.
+
+  Returns:
+    A config of `base_config`'s fields.
+  """
+  setting = ml_collections.ConfigDict(config)
+  for name in ('task', 'mode', 'learning_rate', 'epochs'):
+    if name in point:
+      setting[name] = point[name]
+  if setting.mode == 'adapter' and 'size' in point:
+    setting.adapter.size = point['size']
+  elif setting.mode == 'top_k':
+    setting.k = point['size']
+  return ml_collections.FrozenConfigDict(setting)
+
+
+def scale_config(variant: str = 'init') -> ml_collections.ConfigDict:
+  """Scales of figure 6, right, or learning rates of figure 7.
+
+  Args:
+    variant: 'init' for standard deviations from 1e-7 to 1, 'lr' for learning
+      rates from 2e-5 to 1e-3.
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: If there is no such variant.
+  """
+  config = base_config()
+  config.tasks = ('sms_spam', 'disasters')
+  config.vary = {'init': 'init_std', 'lr': 'learning_rate'}.get(variant, '')
+  if not config.vary:
+    raise ValueError(f"variant is {variant!r}; expected 'init' or 'lr'.")
+  if variant == 'init':
+    config.scales = tuple(10.0**n for n in range(-7, 1))
+  else:
+    config.scales = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+  return config

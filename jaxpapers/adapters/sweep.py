@@ -99,13 +99,20 @@ def run_sweep(
   optuna = _optuna()
   if not points:
     raise ValueError('points is empty; expected one point or more.')
+  given: dict[str, Any] = {}
   study = optuna.create_study(
     storage=_storage(storage),
+    sampler=_given_sampler(optuna, given),
     study_name=name,
     direction='maximize',
     load_if_exists=True,
   )
   described = [_describe(point) for point in points]
+  # For optuna's own tools: each parameter with all its values.
+  choices = {
+    key: list(dict.fromkeys(point[key] for point in described))
+    for key in described[0]
+  }
   known = study.user_attrs.get('points')
   if known is None:
     study.set_user_attr('points', described)
@@ -138,8 +145,10 @@ def run_sweep(
       study.tell(trial, state=state.FAIL)
       continue
     trial.set_user_attr(_POINT, point)
-    for key, value in described[point].items():
-      trial.suggest_categorical(key, [value])
+    given.clear()
+    given.update(described[point])
+    for key in given:
+      trial.suggest_categorical(key, choices[key])
     results = dict(run(points[point]))
     value = float(results.pop('value'))
     good = math.isfinite(value)
@@ -301,6 +310,22 @@ def _describe(point: Mapping[str, Any]) -> dict[str, Any]:
     name: value if isinstance(value, plain) else str(value)
     for name, value in point.items()
   }
+
+
+def _given_sampler(optuna: Any, given: Mapping[str, Any]) -> Any:
+  """A sampler of optuna that takes the values it is given."""
+
+  class Given(optuna.samplers.BaseSampler):
+    def infer_relative_search_space(self, study, trial):
+      return {}
+
+    def sample_relative(self, study, trial, search_space):
+      return {}
+
+    def sample_independent(self, study, trial, param_name, distribution):
+      return given[param_name]
+
+  return Given()
 
 
 def _storage(storage: str | None) -> Any:

@@ -1,0 +1,109 @@
+r"""How far adapters depend on their initialisation, or on the learning rate.
+
+Examples:
+  # Figure 6, right: standard deviations from 1e-7 to 1, three seeds each.
+  python scripts/adapters_init_scale.py --config.model=roberta-base \
+      --config.data=~/data/crowdflower --workdir=scales
+
+  # Figure 7: learning rates from 2e-5 to 1e-3, of adapters and of everything.
+  python scripts/adapters_init_scale.py --config.model=roberta-base \
+      --config=scripts/configs/adapters/init_scale.py:lr \
+      --config.data=~/data/crowdflower --config.mode=full --workdir=rates
+
+Scales and seeds are members of one population: they differ in numbers only, so
+that the whole sweep of a task is one program on one frozen tree. Members whose
+loss becomes NaN are left out and counted.
+
+Into --workdir go scales.png, scales.csv and, per task, the numbers of the run.
+
+"""
+
+import _adapters_results
+import _adapters_tasks
+import _adapters_training
+import _command_line
+import _training_command_line
+import ml_collections
+import numpy as np
+from absl import flags
+
+from jaxpapers.adapters import figures, recipes
+
+__doc__ += recipes.FIELDS + recipes.SCALE_FIELDS
+
+_training_command_line.define_flags(
+  'adapters/init_scale.py', 'adapters_init_scale'
+)
+flags.adopt_module_key_flags(_training_command_line)
+
+
+def main() -> int:
+  """Trains, draws."""
+  config = _training_command_line.read_config()
+  _adapters_tasks.check(config)
+  if config.vary == 'init_std' and config.mode != 'adapter':
+    raise _command_line.UsageError(
+      f'--config.mode={config.mode} has no adapters to initialise; expected'
+      ' adapter, or init_scale.py:lr'
+    )
+  if not config.scales or min(config.scales) < 0:
+    raise _command_line.UsageError(
+      f'--config.scales is {tuple(config.scales)}; expected numbers of 0 or'
+      ' more'
+    )
+  base = _adapters_tasks.load_base(config)
+  run = _training_command_line.start()
+  rows, curves = [], {}
+  for task in config.tasks:
+    setting = ml_collections.ConfigDict(config)
+    setting.task = task
+    problem = _adapters_tasks.load_problem(setting, base)
+    try:
+      trained = _adapters_training.train(
+        setting,
+        problem,
+        members_of(config),
+        workdir=run.workdir / task,
+        mesh=run.mesh,
+        console=run.console,
+      )
+    except _adapters_training.Interrupted as stop:
+      return run.exit_code(stop.result)
+    of_task = _adapters_training.evaluate(trained, setting, problem)
+    rows += [{'task': task, **row} for row in of_task]
+    name = f'valid_{problem.metrics[0]}'
+    scores = np.array([row[name] for row in of_task])
+    curves[task] = (
+      list(config.scales),
+      scores.reshape(len(config.scales), len(config.seeds)),
+    )
+  if run.first:
+    _adapters_results.show(rows)
+    _adapters_results.write_csv(run.workdir / 'scales.csv', rows)
+    label = {
+      'init_std': 'standard deviation of the initialisation',
+      'learning_rate': 'learning rate',
+    }[config.vary]
+    figure = figures.scale_curves(curves, label)
+    _adapters_results.save_figure(run.workdir / 'scales.png', figure)
+    print(f'scales.png and scales.csv are in {run.workdir}.')
+  return 0
+
+
+def members_of(config) -> list[_adapters_training.Member]:
+  """Each scale with each seed."""
+  if config.vary == 'init_std':
+    return [
+      _adapters_training.Member(seed, config.learning_rate, scale)
+      for scale in config.scales
+      for seed in config.seeds
+    ]
+  return [
+    _adapters_training.Member(seed, scale)
+    for scale in config.scales
+    for seed in config.seeds
+  ]
+
+
+if __name__ == '__main__':
+  _command_line.run(main)
