@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import _command_line
+import _roberta_pretraining
 import _training_command_line
 import jax
 import jax.numpy as jnp
@@ -368,7 +369,8 @@ def _make_job(config, task, base, examples):
     shape = (1, 8) if task.kind == 'wsc' else (1, *rows[1:], 8)
     return model.init(key, jnp.zeros(shape, jnp.int32))['params'], {}
 
-  return training.Job(
+  # Also gathers parameters where FSDP has spread them.
+  return _roberta_pretraining.PretrainingJob(
     init,
     finetune.make_finetune_loss(model, task.kind, margin=task.margin),
     tx,

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import training
-from jaxpapers.roberta import pretrained, squad, squad_metrics
+from jaxpapers.roberta import pretrained, squad, squad_scores
 from tests.helpers import scripts
 from tests.roberta import tiny
 
@@ -223,7 +223,7 @@ class SquadTest(ScriptsTestCase):
       json.loads((seed / name).read_text())
       for name in ('predictions.json', 'na_prob.json')
     )
-    scores = squad_metrics.squad_metrics(questions, answers, probs, 0.5)
+    scores = squad_scores.squad_metrics(questions, answers, probs, 0.5)
     for name in ('exact', 'f1', 'HasAns_f1', 'NoAns_f1'):
       self.assertAlmostEqual(scores[name], results['median'][name], msg=name)
     _, params = pretrained.load_pretrained(workdir / 'model', heads=None)

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxpapers import training
 from jaxpapers.roberta import bpe, finetune, finetune_data, model, tasks
-from tests.helpers import data, goldens
+from tests.helpers import data, devices, goldens
 from tests.roberta import tiny
 
 KINDS = finetune.KINDS
@@ -181,6 +181,48 @@ class PredictTest(parameterized.TestCase):
           size = len(examples.ids[i])
           value, expected = value[:size], expected[:size]
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+
+
+class MeshTest(absltest.TestCase):
+  @pytest.mark.slow
+  def test_eight_devices_are_one(self):
+    devices.run(
+      """
+      import jax, numpy as np, optax
+      from jaxpapers import training
+      from jaxpapers.roberta import finetune, finetune_data, sharding
+      from tests.roberta import finetune_test as t
+
+      kind = 'span'
+      model, params = t.make_model(kind), t.make_params(kind)
+      examples = t.make_examples(kind, 12)
+      tx, found = optax.sgd(0.1), []
+      rules = sharding.encoder_rules('fsdp')
+      for mesh in (None, training.make_mesh('data:4,fsdp:2')):
+        on_mesh = {} if mesh is None else {'mesh': mesh, 'rules': rules}
+        state = training.create_state(
+          lambda key: (jax.tree.map(jax.numpy.copy, params), {}),
+          tx, jax.random.key(0), **on_mesh)
+        # Placed where the new ones lie.
+        state = finetune.with_pretrained(state, params)
+        step = training.make_train_step(
+          finetune.make_finetune_loss(model, kind), tx, **on_mesh)
+        batches = finetune_data.TokenBatches(
+          examples, 8, seed=0, lengths=(12,))
+        for _ in range(2):
+          batch = training.put_batch(next(batches), mesh)
+          state, metrics = step(state, batch)
+        predict = finetune.make_predict(model, kind, mesh=mesh)
+        outputs = finetune.predict_all(
+          predict, state.params, examples, 8, mesh=mesh, lengths=(12,))
+        found.append((float(metrics['loss']), np.stack(outputs['start'])))
+      (loss, start), (other, start_on_mesh) = found
+      # Sums over shards are added in another order.
+      np.testing.assert_allclose(other, loss, rtol=1e-5)
+      np.testing.assert_allclose(
+        start_on_mesh, start, rtol=1e-3, atol=1e-4)
+      """
+    )
 
 
 class PretrainedTest(absltest.TestCase):
