@@ -1,0 +1,245 @@
+"""Weighted sums of table rows, without the rows in memory.
+
+`V[ids]` for T tokens of R reads is an array `[T, R, D]`: 8 GiB for 16k tokens
+of a memory of the paper's size. Here the reads come one after the other, and
+what is kept is `[T, D]`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ['embedding_bag', 'embedding_dot']
+
+IMPLEMENTATIONS = ('auto', 'scan', 'gather')
+# Elements that 'gather' reads at a time: 16 MiB of float32.
+_CHUNK = 2**22
+
+
+def embedding_bag(
+  values: jax.Array,
+  ids: jax.Array,
+  weights: jax.Array,
+  *,
+  impl: str = 'auto',
+) -> jax.Array:
+  """`y[t] = sum_r weights[t, r] * values[ids[t, r]]`, summed in float32.
+
+  Gradients flow to `values` (a dense array: see `row_sparse` for one that is
+  not) and `weights`. Temporaries are O(T * D), forwards and backwards.
+
+  Args:
+    values: Table `[N, D]`, floating-point, or integers where no gradient of it
+      is taken.
+    ids: Rows, integers `[T, R]`. Those out of range read zeros and get no
+      gradient.
+    weights: `[T, R]`.
+    impl: 'scan' reads the r-th row of all tokens at a time, 'gather' all rows
+      of as many tokens as 16 MiB hold, 'auto' scans on CPU and gathers
+      elsewhere.
+
+  Returns:
+    `[T, D]`, float32 or wider.
+
+  Raises:
+    ValueError: If shapes do not fit or `impl` is unknown.
+    TypeError: If `ids` are no integers.
+
+  Example:
+    >>> values = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> embedding_bag(values, jnp.array([[0, 1]]), jnp.array([[1.0, 2.0]]))
+    Array([[ 7., 10.]], dtype=float32)
+  """
+  values, ids = _checked(values, ids, impl)
+  weights = jnp.asarray(weights)
+  if ids.shape != weights.shape:
+    raise ValueError(
+      f'weights has shape {weights.shape}; expected that of ids, {ids.shape}.'
+    )
+  return _bag(impl, values, ids, weights)
+
+
+def embedding_dot(
+  values: jax.Array,
+  ids: jax.Array,
+  x: jax.Array,
+  *,
+  impl: str = 'auto',
+) -> jax.Array:
+  """`y[t, r] = <x[t], values[ids[t, r]]>`, summed in float32.
+
+  The transpose of `embedding_bag`, with the same care for memory.
+
+  Args:
+    values: Table `[N, D]`.
+    ids: Rows, integers `[T, R]`. Those out of range give 0.
+    x: `[T, D]`.
+    impl: See `embedding_bag`.
+
+  Returns:
+    `[T, R]`, float32 or wider.
+
+  Raises:
+    ValueError: If shapes do not fit or `impl` is unknown.
+    TypeError: If `ids` are no integers.
+
+  Example:
+    >>> values = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> embedding_dot(values, jnp.array([[0, 1]]), jnp.array([[1.0, 1.0]]))
+    Array([[3., 7.]], dtype=float32)
+  """
+  values, ids = _checked(values, ids, impl)
+  x = jnp.asarray(x)
+  if x.shape != (ids.shape[0], values.shape[1]):
+    raise ValueError(
+      f'x has shape {x.shape}; expected {(ids.shape[0], values.shape[1])}, the'
+      ' tokens of ids and the width of values.'
+    )
+  return _dot(impl, values, ids, x)
+
+
+def _checked(values, ids, impl):
+  if impl not in IMPLEMENTATIONS:
+    choices = ', '.join(map(repr, IMPLEMENTATIONS))
+    raise ValueError(f'impl is {impl!r}; expected one of {choices}.')
+  values, ids = jnp.asarray(values), jnp.asarray(ids)
+  if values.ndim != 2 or ids.ndim != 2:
+    raise ValueError(
+      f'values has shape {values.shape} and ids {ids.shape}; expected [N, D]'
+      ' and [T, R].'
+    )
+  if not jnp.issubdtype(ids.dtype, jnp.integer):
+    raise TypeError(f'ids is {ids.dtype}; expected integers.')
+  # Negative ids would count from the end.
+  return values, jnp.where(ids < 0, values.shape[0], ids)
+
+
+def _sum_rows(impl, values, ids, weights):
+  """Sums of weighted rows, [T, D]."""
+  dtype = _wide(values, weights)
+
+  def scan(values, ids, weights):
+    def add(total, read):
+      row, weight = read
+      return total + weight[:, None] * _rows(values, row, dtype), None
+
+    start = jnp.zeros((ids.shape[0], values.shape[1]), dtype)
+    return jax.lax.scan(add, start, (ids.T, weights.T.astype(dtype)))[0]
+
+  def gather(values, ids, weights):
+    def one(part):
+      ids, weights = part
+      # Not an einsum: a product of matrices would be rounded to TF32.
+      return (_rows(values, ids, dtype) * weights[:, None]).sum(axis=0)
+
+    return jax.lax.map(
+      one, (ids, weights.astype(dtype)), batch_size=_tokens(values, ids)
+    )
+
+  return _choose(impl, scan, gather, values, ids, weights)
+
+
+def _dot_rows(impl, values, ids, x):
+  """Products of rows with a vector of each token, [T, R]."""
+  dtype = _wide(values, x)
+
+  def scan(values, ids, x):
+    def one(row):
+      return (_rows(values, row, dtype) * x).sum(axis=1)
+
+    return jax.lax.map(one, ids.T).T
+
+  def gather(values, ids, x):
+    def one(part):
+      ids, x = part
+      return (_rows(values, ids, dtype) * x).sum(axis=1)
+
+    return jax.lax.map(one, (ids, x), batch_size=_tokens(values, ids))
+
+  return _choose(impl, scan, gather, values, ids, x.astype(dtype))
+
+
+def _add_rows(values, ids, weights, x):
+  """The gradient of the table: weights[t, r] * x[t] in row ids[t, r]."""
+  if not jnp.issubdtype(values.dtype, jnp.floating):
+    return np.zeros(values.shape, jax.dtypes.float0)
+  dtype = _wide(values, weights)
+  x = x.astype(dtype)
+
+  def add(total, read):
+    row, weight = read
+    return total.at[row].add(weight[:, None] * x, mode='drop'), None
+
+  start = jnp.zeros(values.shape, dtype)
+  total, _ = jax.lax.scan(add, start, (ids.T, weights.T.astype(dtype)))
+  return total.astype(values.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bag(impl, values, ids, weights):
+  return _sum_rows(impl, values, ids, weights)
+
+
+def _bag_forward(impl, values, ids, weights):
+  return _bag(impl, values, ids, weights), (values, ids, weights)
+
+
+def _bag_backward(impl, saved, g):
+  values, ids, weights = saved
+  # What of these nobody asks for is removed by the compiler.
+  return (
+    _add_rows(values, ids, weights, g),
+    np.zeros(ids.shape, jax.dtypes.float0),
+    _dot_rows(impl, values, ids, g).astype(weights.dtype),
+  )
+
+
+_bag.defvjp(_bag_forward, _bag_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dot(impl, values, ids, x):
+  return _dot_rows(impl, values, ids, x)
+
+
+def _dot_forward(impl, values, ids, x):
+  return _dot(impl, values, ids, x), (values, ids, x)
+
+
+def _dot_backward(impl, saved, g):
+  values, ids, x = saved
+  return (
+    _add_rows(values, ids, g, x),
+    np.zeros(ids.shape, jax.dtypes.float0),
+    _sum_rows(impl, values, ids, g).astype(x.dtype),
+  )
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+def _rows(values, ids, dtype):
+  return values.at[ids].get(mode='fill', fill_value=0).astype(dtype)
+
+
+def _tokens(values, ids):
+  """How many tokens 'gather' takes at a time."""
+  return max(1, _CHUNK // max(1, ids.shape[1] * values.shape[1]))
+
+
+def _wide(values, weights):
+  """float32, or wider where an argument is."""
+  dtype = jnp.promote_types(weights.dtype, jnp.float32)
+  if jnp.issubdtype(values.dtype, jnp.floating):
+    dtype = jnp.promote_types(values.dtype, dtype)
+  return dtype
+
+
+def _choose(impl, scan, gather, *arguments):
+  if impl == 'auto':
+    # When the platform is known, which under jit and ahead of time is later
+    # than here.
+    return jax.lax.platform_dependent(*arguments, cpu=scan, default=gather)
+  return {'scan': scan, 'gather': gather}[impl](*arguments)

@@ -1,0 +1,179 @@
+"""Gradients of a table that hold only the rows that were read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ['RowSparse', 'row_sparse_sum', 'sparse_value_grads']
+
+# Table -> the perturbation of what is summed from it; see `memory`, `variants`.
+PERTURBATIONS = {'values': 'value_out', 'up': 'up_out', 'down': 'down_out'}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowSparse:
+  """Rows of an array that is zero elsewhere.
+
+  A pytree, so that it passes through `jit`, and an update for
+  `optax.apply_updates`: adding it to an array adds the rows.
+
+  Attributes:
+    ids: Rows, each once, int32 `[U]`, in ascending order; places that are not
+      used hold the number of rows of the table.
+    rows: `[U, D]`; zero where a place is not used.
+  """
+
+  ids: jax.Array
+  rows: jax.Array
+
+  def __radd__(self, table: jax.Array) -> jax.Array:
+    rows = self.rows.astype(table.dtype)
+    return table.at[self.ids].add(rows, mode='drop', indices_are_sorted=True)
+
+  def dense(self, num_rows: int) -> jax.Array:
+    """The whole array, `[num_rows, D]`."""
+    return jnp.zeros((num_rows, self.rows.shape[1]), self.rows.dtype) + self
+
+
+def is_row_sparse(x: Any) -> bool:
+  """Whether a node of a tree is a `RowSparse`."""
+  return isinstance(x, RowSparse)
+
+
+def row_sparse_sum(
+  reads: Sequence[tuple[jax.Array, jax.Array, jax.Array]], num_rows: int
+) -> RowSparse:
+  """Sums `coefficients[t, r] * vectors[t]` into row `ids[t, r]`.
+
+  That is the gradient of `embedding_bag` where `vectors` is the gradient of its
+  result. Takes one sort of the ids, O(U * D) for the result and O(T * D)
+  besides: no array `[N, D]`, and none `[T, R, D]`.
+
+  Args:
+    reads: Triples of ids `[T, R]`, coefficients `[T, R]` and vectors `[T, D]`,
+      one for each layer that reads the table. Ids of `num_rows` or more are
+      left out.
+    num_rows: Rows N of the table.
+
+  Returns:
+    Rows in float32 or wider; U is the number of reads, at most N.
+
+  Example:
+    >>> ids, ones = jnp.array([[2, 0], [2, 2]]), jnp.ones((2, 2))
+    >>> total = row_sparse_sum([(ids, ones, jnp.array([[1.0], [10.0]]))], 5)
+    >>> total.ids.tolist(), total.rows[:2].tolist()
+    ([0, 2, 5, 5], [[1.0], [21.0]])
+  """
+  flat = jnp.concatenate([ids.reshape(-1) for ids, _, _ in reads])
+  # All that is out of range counts as one more row, the last.
+  flat = jnp.where((flat < 0) | (flat >= num_rows), num_rows, flat)
+  size = min(num_rows, flat.size)
+  # One place more than is kept: for that row.
+  unique, inverse = jnp.unique(
+    flat, size=size + 1, fill_value=num_rows, return_inverse=True
+  )
+  unique = unique.astype(jnp.int32)[:size]
+  dtype = jnp.float32
+  for _, coefficients, vectors in reads:
+    dtype = jnp.promote_types(
+      dtype, jnp.promote_types(coefficients.dtype, vectors.dtype)
+    )
+  total = jnp.zeros((size, reads[0][2].shape[1]), dtype)
+  start = 0
+  for ids, coefficients, vectors in reads:
+    places = inverse.reshape(-1)[start : start + ids.size].reshape(ids.shape)
+    inside = (ids >= 0) & (ids < num_rows)
+    places = jnp.where(inside, places, size)
+    start += ids.size
+    vectors = vectors.astype(dtype)
+
+    def add(total, read, vectors=vectors):
+      place, coefficient = read
+      part = coefficient[:, None] * vectors
+      return total.at[place].add(part, mode='drop'), None
+
+    total, _ = jax.lax.scan(
+      add, total, (places.T, coefficients.T.astype(dtype))
+    )
+  return RowSparse(unique, total)
+
+
+def sparse_value_grads(
+  reads: Mapping[str, Any],
+  perturbation_grads: Mapping[str, Any],
+  num_rows: int | Mapping[str, Any],
+) -> Any:
+  """Gradients of value tables from what was read and the gradient of sums.
+
+  A table that several layers share gets the sum over them.
+
+  Args:
+    reads: Collection 'reads' after a call.
+    perturbation_grads: Gradients of the loss with respect to the collection
+      'perturbations'.
+    num_rows: Rows N of every layer's own table, or the collection 'memory': a
+      layer's reads then belong to the table of that name in it, or in the
+      nearest module around it.
+
+  Returns:
+    A tree of `RowSparse`: of the modules of `reads`, or like 'memory'.
+
+  Raises:
+    ValueError: If reads belong to no table, or a table is not read.
+
+  Example:
+    >>> read = {'ids': jnp.array([[1]]), 'weights': jnp.array([[2.0]])}
+    >>> g = {'value_out': jnp.array([[3.0]])}
+    >>> sparse_value_grads({'values': read}, g, 4)['values'].rows.tolist()
+    [[6.0]]
+  """
+  found: dict[tuple[str, ...], list] = {}
+  tables = None if isinstance(num_rows, int) else _flatten(num_rows)
+  for path, read in _flatten(reads, stop='ids').items():
+    *module, name = path
+    g = perturbation_grads
+    for part in (*module, PERTURBATIONS[name]):
+      if part not in g:
+        raise ValueError(
+          f'perturbation_grads has no {"/".join((*module, PERTURBATIONS[name]))}'
+          f', which belongs to the reads of {"/".join(path)}.'
+        )
+      g = g[part]
+    if 'inputs' in read:
+      item = (read['ids'], g, read['inputs'])
+    else:
+      item = (read['ids'], read['weights'], g)
+    owner = path
+    if tables is not None:
+      around = [(*module[:i], name) for i in range(len(module), -1, -1)]
+      owner = next((where for where in around if where in tables), None)
+      if owner is None:
+        raise ValueError(
+          f'reads of {"/".join(path)} belong to no table in num_rows, which has'
+          f' {sorted("/".join(p) for p in tables)}.'
+        )
+    found.setdefault(owner, []).append(item)
+  result: dict[str, Any] = {}
+  for path in found if tables is None else tables:
+    if path not in found:
+      raise ValueError(f'{"/".join(path)} is a table that no layer reads.')
+    rows = num_rows if tables is None else tables[path].shape[0]
+    node = result
+    for part in path[:-1]:
+      node = node.setdefault(part, {})
+    node[path[-1]] = row_sparse_sum(found[path], rows)
+  return result
+
+
+def _flatten(tree, stop: str | None = None, path=()) -> dict:
+  """Path -> leaf of nested dictionaries, or -> dictionary that has a key."""
+  if not isinstance(tree, Mapping) or stop in tree:
+    return {path: tree}
+  flat = {}
+  for name, node in tree.items():
+    flat |= _flatten(node, stop, (*path, name))
+  return flat
