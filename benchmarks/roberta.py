@@ -16,7 +16,7 @@ What is measured:
     15 % of the tokens predicted, projected to the vocabulary at these alone:
     `training.make_train_step` with fairseq's Adam, against transformers'
     RobertaModel and lm_head, given the same positions, with torch's fused
-    AdamW. Weights are equal at the start, and so are the losses of both.
+    AdamW. Weights are equal at the start; dropout makes the losses differ.
   head: our step with logits at the masked positions against logits everywhere.
   masking: choosing and replacing tokens inside jit, as a share of a step.
   tokenizer: MB/s of ByteLevelBPE, with and without the words that it remembers

@@ -70,7 +70,7 @@ class AccumulationTest(parameterized.TestCase):
   def gradient(self, accumulate, by_count=True):
     """Gradient of a batch of 32, read off a step of descent, float64."""
     config = EncoderConfig(
-      **SMALL,
+      **SMALL | {'num_layers': 1, 'scan_layers': False},
       dropout_rate=0.0,
       attention_dropout_rate=0.0,
       dtype=jnp.float64,
