@@ -100,7 +100,8 @@ class Confusion:
     of_predictions = total**2 - sum(p * p for p in predicted)
     if not of_labels or not of_predictions:
       return 0.0
-    return covariance / (math.sqrt(of_labels) * math.sqrt(of_predictions))
+    # One root: of equal numbers it is exact.
+    return covariance / math.sqrt(of_labels * of_predictions)
 
   def _f1_of(self, index) -> float:
     both = self.counts[index].sum() + self.counts[:, index].sum()
@@ -122,7 +123,7 @@ class Moments:
   Example:
     >>> halves = Moments.of([1, 2], [3, 4]) + Moments.of([5], [9])
     >>> round(halves.pearson, 3)
-    0.998
+    0.996
   """
 
   count: int
@@ -153,9 +154,10 @@ class Moments:
   @property
   def pearson(self) -> float:
     """Pearson's correlation; NaN if either is constant, as in scipy."""
-    scale = math.sqrt(self.products[0, 0]) * math.sqrt(self.products[1, 1])
-    if not scale:
+    first, second = float(self.products[0, 0]), float(self.products[1, 1])
+    if not first or not second:
       return math.nan
+    scale = math.sqrt(first * second)
     return float(np.clip(self.products[0, 1] / scale, -1, 1))
 
 
@@ -261,7 +263,9 @@ def pearson(predictions: Any, labels: Any) -> float:
   predictions, labels = _pairs(predictions, labels)
   if _constant(predictions) or _constant(labels):
     return math.nan
-  return Moments.of(predictions, labels).pearson
+  # The scale does not matter, but squares of very small numbers are 0.
+  predictions = predictions / np.abs(predictions).max()
+  return Moments.of(predictions, labels / np.abs(labels).max()).pearson
 
 
 def spearman(predictions: Any, labels: Any) -> float:

@@ -297,7 +297,6 @@ class ChoiceTest(ScriptsTestCase):
     self.assertNotIn('test', self.results(workdir)['seeds']['1'])
 
   @pytest.mark.slow
-  @pytest.mark.timeout(600)
   def test_wsc_and_winogrande(self):
     text = 'The {} saw the {} and it ran.'
     rows = []

@@ -93,6 +93,13 @@ class PropertiesTest(absltest.TestCase):
     )
     self.assertAlmostEqual(metrics.spearman(x, -x), -1)
 
+  def test_perfect_is_one(self):
+    x = goldens.normal('perfect', (31,))
+    self.assertEqual(metrics.matthews([0, 2, 1, 1, 0], [0, 2, 1, 1, 0]), 1.0)
+    self.assertEqual(metrics.spearman(x, x**3), 1.0)
+    for scale in (1e-200, 1.0, 1e150):
+      self.assertAlmostEqual(metrics.pearson(x * scale, x * scale), 1.0)
+
   def test_multi_class_matthews_of_two_is_the_binary(self):
     rng = goldens.rng('classes')
     y, p = rng.integers(0, 2, (2, 100))
