@@ -63,6 +63,9 @@ class MaskingScheme:
         raise ValueError(
           f'{name} is {getattr(self, name)}; expected {low} or more.'
         )
+    masking_lib.check_fractions(
+      self.mask_prob, self.keep_prob, self.random_prob
+    )
     for name in ('mask_id', 'pad_id'):
       if getattr(self, name) >= self.vocab_size:
         raise ValueError(

@@ -135,7 +135,7 @@ class MasksTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, words):
         pretraining.MaskingScheme(**values)
     with self.assertRaisesRegex(ValueError, 'mask_prob is 1'):
-      make_scheme(mask_prob=1.0).mask(jax.random.key(0), make_batch())
+      make_scheme(mask_prob=1.0)
 
 
 class LossTest(parameterized.TestCase):
@@ -339,36 +339,53 @@ class StepTest(parameterized.TestCase):
     devices.run("""
       import jax, numpy as np, optax
       from jaxpapers import training
-      from jaxpapers.roberta import pretraining, sharding
+      from jaxpapers.roberta import fsdp, pretraining, sharding
+      from jaxpapers.training import aot
       from tests.roberta import pretraining_test as t
-      losses = {}
-      for mesh, kind in (
+      losses, sent = {}, {}
+      for name, kind in (
         (None, 'data'), ('data:8', 'data'), ('data:2,fsdp:4', 'fsdp'),
+        ('data:2,fsdp:4', 'gathered'),
       ):
-        mesh = mesh and training.make_mesh(mesh)
+        mesh = name and training.make_mesh(name)
         model, scheme = t.make_model(), t.make_scheme()
+        inner = pretraining.make_pretrain_loss(model, scheme)
+        traces = []
+        def loss_fn(*arguments):
+          traces.append(kind)
+          return inner(*arguments)
         tx = optax.adam(1e-2)
-        rules = sharding.encoder_rules(kind) if mesh else ()
+        rules = sharding.encoder_rules('fsdp') if 'fsdp' in (name or '') else ()
+        if kind == 'gathered':
+          loss_fn = fsdp.gather_parameters(loss_fn, mesh, rules)
         state = training.create_state(
           pretraining.make_init(model, scheme), tx, jax.random.key(0),
           mesh=mesh, rules=rules)
-        step = training.make_train_step(
-          pretraining.make_pretrain_loss(model, scheme), tx,
-          mesh=mesh, rules=rules)
+        step = training.make_train_step(loss_fn, tx, mesh=mesh, rules=rules)
+        batch = training.put_batch(t.make_batch(16), mesh)
+        text = step.lower(state, batch).compile().as_text()
+        found = aot.count_collectives(text).values()
+        sent[kind] = sum(size for _, size in found)
         rows = []
         for number in range(4):
           batch = t.make_batch(16, epoch=number)
           state, metrics = step(state, training.put_batch(batch, mesh))
           rows.append([float(metrics[k]) for k in ('loss', 'count')])
-        assert step._cache_size() == 1, step._cache_size()
-        losses[str(mesh)] = np.array(rows)
-      one, *others = losses.values()
-      assert len(others) == 2
-      for other in others:
+        assert len(traces) == 1, (kind, traces)
+        losses[kind if name else 'one'] = np.array(rows)
+      one = losses.pop('one')
+      assert len(losses) == 3
+      for other in losses.values():
         np.testing.assert_array_equal(other[:, 1], one[:, 1])
         # Sums in another order, in float32, and Adam in between.
         np.testing.assert_allclose(other[0], one[0], rtol=1e-6)
         np.testing.assert_allclose(other, one, rtol=1e-5)
+      # Parameters out, gradients back and again for replicated ones: nothing
+      # that grows with the batch.
+      size = sum(x.nbytes for x in jax.tree.leaves(state.params))
+      assert sent['gathered'] < 3 * size, (sent, size)
+      assert sent['gathered'] < 0.7 * sent['fsdp'], sent
+      print(sent, size)
     """)
 
 
