@@ -136,7 +136,7 @@ def _our_step(config, batch, everywhere=False):
 
   def call():
     held[0], metrics = step(held[0], batch)
-    jax.block_until_ready(held[0].params)
+    jax.block_until_ready((held[0], metrics))
     return float(metrics['loss'])
 
   return call, held
