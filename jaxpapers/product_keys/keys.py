@@ -18,12 +18,13 @@ def make_keys(
   dtype,
   normalized: bool = False,
 ) -> jax.Array:
-  """Keys `[..., n, dim]` of a kind, or what a function (rng, shape, dtype) gives.
+  """Keys `[..., n, dim]` of a kind, or what a function gives.
 
   Args:
-    kind: 'uniform' within 1 / sqrt(dim), 'gaussian' of variance 1, 'binary'
-      (all patterns of signs, over sqrt(dim)), 'xlm' and 'xlm_gaussian': the
-      numbers that XLM draws, the same in every layer.
+    kind: A function (rng, shape, dtype), or 'uniform' within 1 / sqrt(dim),
+      'gaussian' of variance 1, 'binary' (all patterns of signs, over
+      sqrt(dim)), 'xlm' and 'xlm_gaussian': the numbers that XLM draws, the same
+      in every layer.
     rng: Typed key.
     shape: Of the result.
     dtype: Of the result.

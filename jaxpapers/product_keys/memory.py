@@ -16,7 +16,7 @@ from jaxpapers.nn.dropout import dropout
 from jaxpapers.product_keys import keys as keys_lib
 from jaxpapers.product_keys import queries, weighting
 from jaxpapers.product_keys.bag import embedding_bag
-from jaxpapers.product_keys.batch_norm import MaskedBatchNorm
+from jaxpapers.product_keys.quantize import read_table
 from jaxpapers.product_keys.retrieval import (
   check_k,
   check_sub_keys,
@@ -344,7 +344,9 @@ class ProductKeyMemory(nn.Module):
     """The weighted sum of values, [T, v_dim]."""
     values = self._table('values', self.v_dim or x.shape[-1], values)
     self._keep('values', ids=ids, weights=weights)
-    return self._perturb('value_out', self.bag(values, ids, weights))
+    return self._perturb(
+      'value_out', read_table(self.bag, values, ids, weights)
+    )
 
   def _finish(self, x, y):
     del x
@@ -354,7 +356,7 @@ class ProductKeyMemory(nn.Module):
     """A table of values: given, or this layer's own."""
     shape = (self.table_rows, width)
     if given is not None:
-      if given.shape != shape:
+      if tuple(given.shape) != shape:
         raise ValueError(
           f'{name} has shape {given.shape}; expected {shape}, slots and width.'
         )
@@ -451,7 +453,8 @@ def check_input(x: jax.Array, mask: Any) -> None:
   if mask is not None:
     if mask.shape != x.shape[:-1]:
       raise ValueError(
-        f'mask has shape {mask.shape}; expected {x.shape[:-1]}, the tokens of x.'
+        f'mask has shape {mask.shape}; expected {x.shape[:-1]}, the tokens of'
+        ' x.'
       )
     if mask.dtype != bool:
       raise TypeError(

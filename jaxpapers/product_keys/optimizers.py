@@ -265,8 +265,11 @@ def memory_optimizer(
   is_value = is_value or is_value_table
 
   def labels(params):
+    # Also called with gradients, where a table of rows is one leaf.
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: 'values' if is_value(_names(path)) else 'model', params
+      lambda path, _: 'values' if is_value(_names(path)) else 'model',
+      params,
+      is_leaf=is_row_sparse,
     )
 
   return optax.partition({'model': model_tx, 'values': values}, labels)

@@ -136,11 +136,12 @@ def sparse_value_grads(
   for path, read in _flatten(reads, stop='ids').items():
     *module, name = path
     g = perturbation_grads
-    for part in (*module, PERTURBATIONS[name]):
+    wanted = (*module, PERTURBATIONS[name])
+    for part in wanted:
       if part not in g:
         raise ValueError(
-          f'perturbation_grads has no {"/".join((*module, PERTURBATIONS[name]))}'
-          f', which belongs to the reads of {"/".join(path)}.'
+          f'perturbation_grads has no {"/".join(wanted)}, which'
+          f' belongs to the reads of {"/".join(path)}.'
         )
       g = g[part]
     if 'inputs' in read:

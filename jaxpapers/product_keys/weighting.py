@@ -1,4 +1,4 @@
-"""From the scores of the keys that were found to the weights of their values."""
+"""From the scores of keys that were found to the weights of their values."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,181 @@
+"""Tests of weighted sums of rows and of their sparse gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxpapers.product_keys import bag, row_sparse
+
+
+def case(seed=0, t=6, r=4, n=9, d=5):
+  rng = np.random.default_rng(seed)
+  values = rng.standard_normal((n, d)).astype(np.float32)
+  ids = rng.integers(0, n, (t, r)).astype(np.int32)
+  weights = rng.standard_normal((t, r)).astype(np.float32)
+  x = rng.standard_normal((t, d)).astype(np.float32)
+  return values, ids, weights, x
+
+
+class BagTest(parameterized.TestCase):
+  @parameterized.parameters('scan', 'gather', 'auto')
+  def test_is_the_sum(self, impl):
+    values, ids, weights, x = case()
+    ids[0, 0], ids[1, 1] = 9, -1  # Neither is a row.
+
+    def plain(values, weights, x):
+      inside = (ids >= 0) & (ids < 9)
+      rows = jnp.where(inside[..., None], values[ids % 9], 0)
+      y = jnp.einsum('tr,trd->td', weights, rows)
+      return jnp.sum(y * x), (y, jnp.einsum('trd,td->tr', rows, x))
+
+    def ours(values, weights, x):
+      y = bag.embedding_bag(values, ids, weights, impl=impl)
+      return jnp.sum(y * x), (y, bag.embedding_dot(values, ids, x, impl=impl))
+
+    for function in (ours, jax.jit(ours)):
+      _, (y, dots) = function(values, weights, x)
+      _, (expected, dot) = plain(values, weights, x)
+      np.testing.assert_allclose(y, expected, atol=1e-5)
+      np.testing.assert_allclose(dots, dot, atol=1e-5)
+    for index in (0, 1):
+      options = {'argnums': (0, 1, 2)}
+      gradients, wanted = (
+        jax.grad(
+          lambda *a, f=f, i=index: jnp.sum(jnp.sin(f(*a)[1][i])), **options
+        )(values, weights, x)
+        for f in (ours, plain)
+      )
+      for g, w in zip(gradients, wanted):
+        np.testing.assert_allclose(g, w, atol=1e-5)
+
+  @parameterized.parameters('scan', 'gather')
+  def test_vmap(self, impl):
+    values, ids, weights, x = map(
+      lambda *a: np.stack(a), *(case(seed) for seed in range(2))
+    )
+
+    def loss(values, ids, weights, x):
+      y = bag.embedding_bag(values, ids, weights, impl=impl)
+      return jnp.sum(y * x)
+
+    make = jax.value_and_grad(loss, argnums=(0, 2))
+    both = jax.vmap(make)(values, ids, weights, x)
+    for i in range(2):
+      one = make(values[i], ids[i], weights[i], x[i])
+      jax.tree.map(
+        lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-5),
+        both,
+        one,
+      )
+
+  def test_integers_and_narrow_types(self):
+    values, ids, weights, _ = case()
+    expected = bag.embedding_bag(np.round(10 * values), ids, weights)
+    whole = np.round(10 * values).astype(np.int8)
+    np.testing.assert_allclose(
+      bag.embedding_bag(whole, ids, weights), expected, rtol=1e-6
+    )
+    jax.grad(lambda w: bag.embedding_bag(whole, ids, w).sum())(weights)
+    narrow = jnp.asarray(values, jnp.bfloat16)
+    y = bag.embedding_bag(narrow, ids, weights)
+    self.assertEqual(y.dtype, jnp.float32)
+    again = bag.embedding_bag(narrow.astype(jnp.float32), ids, weights)
+    np.testing.assert_array_equal(y, again)
+    table = jax.grad(lambda v: bag.embedding_bag(v, ids, weights).sum())(narrow)
+    self.assertEqual(table.dtype, jnp.bfloat16)
+
+  @parameterized.parameters(('scan', 4), ('gather', 40))
+  def test_temporaries(self, impl, mebibytes):
+    t, r, d, n = 1024, 128, 512, 4096
+
+    def compiled(function):
+      arguments = (
+        jax.ShapeDtypeStruct((n, d), 'float32'),
+        jax.ShapeDtypeStruct((t, r), 'int32'),
+        jax.ShapeDtypeStruct((t, r), 'float32'),
+      )
+      return jax.jit(function).lower(*arguments).compile()
+
+    def forward(values, ids, weights):
+      return bag.embedding_bag(values, ids, weights, impl=impl)
+
+    memory = compiled(forward).memory_analysis()
+    # All rows would be 256 MiB.
+    self.assertLess(memory.temp_size_in_bytes, mebibytes * 2**20)
+
+  def test_bad_input(self):
+    values, ids, weights, x = case()
+    with self.assertRaisesRegex(ValueError, "impl is 'fast'"):
+      bag.embedding_bag(values, ids, weights, impl='fast')
+    with self.assertRaisesRegex(ValueError, 'weights has shape'):
+      bag.embedding_bag(values, ids, weights.T)
+    with self.assertRaisesRegex(ValueError, 'values has shape'):
+      bag.embedding_bag(values[0], ids, weights)
+    with self.assertRaisesRegex(TypeError, 'ids is float32'):
+      bag.embedding_bag(values, weights, weights)
+    with self.assertRaisesRegex(ValueError, 'x has shape'):
+      bag.embedding_dot(values, ids, x[:, :2])
+
+
+class RowSparseTest(parameterized.TestCase):
+  @parameterized.parameters((9,), (100,))
+  def test_is_the_dense_gradient(self, n):
+    values, ids, weights, x = case(n=n)
+    ids[0, 0], ids[1, 1], weights[2, 2] = n, -1, 0
+    dense = jax.grad(lambda v: jnp.sum(bag.embedding_bag(v, ids, weights) * x))(
+      values
+    )
+    for make in (
+      row_sparse.row_sparse_sum,
+      jax.jit(row_sparse.row_sparse_sum, static_argnums=1),
+    ):
+      total = make([(ids, weights, x)], n)
+      self.assertEqual(total.rows.shape, (min(n, 24), 5))
+      np.testing.assert_allclose(total.dense(n), dense, atol=1e-5)
+      used = np.asarray(total.ids)
+      used = used[used < n]
+      inside = ids[(ids >= 0) & (ids < n)]
+      np.testing.assert_array_equal(used, np.unique(inside))
+
+  def test_adds_to_arrays(self):
+    gradient = row_sparse.RowSparse(jnp.array([1, 4]), jnp.ones((2, 3)))
+    table = jnp.zeros((4, 3), jnp.bfloat16)
+    moved = table + gradient  # Row 4 is none.
+    self.assertEqual(moved.dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(moved[:, 0].astype(float), [0, 1, 0, 0])
+    self.assertLen(jax.tree.leaves(gradient), 2)
+
+  def test_tables_of_modules_and_around_them(self):
+    _, ids, weights, x = case()
+    reads = {
+      'a': {'m': {'values': {'ids': ids, 'weights': weights}}},
+      'b': {'m': {'values': {'ids': ids + 1, 'weights': weights}}},
+    }
+    g = {'a': {'m': {'value_out': x}}, 'b': {'m': {'value_out': 2 * x}}}
+    own = row_sparse.sparse_value_grads(reads, g, 10)
+    one = row_sparse.row_sparse_sum([(ids, weights, x)], 10)
+    two = row_sparse.row_sparse_sum([(ids + 1, weights, 2 * x)], 10)
+    np.testing.assert_array_equal(own['a']['m']['values'].rows, one.rows)
+    np.testing.assert_array_equal(own['b']['m']['values'].rows, two.rows)
+    table = np.zeros((10, 5), np.float32)
+    shared = row_sparse.sparse_value_grads(reads, g, {'values': table})
+    np.testing.assert_allclose(
+      shared['values'].dense(10), one.dense(10) + two.dense(10), atol=1e-5
+    )
+    mixed = row_sparse.sparse_value_grads(
+      reads, g, {'values': table, 'b': {'m': {'values': table}}}
+    )
+    np.testing.assert_array_equal(mixed['values'].rows, one.rows)
+    with self.assertRaisesRegex(ValueError, 'belong to no table'):
+      row_sparse.sparse_value_grads(reads, g, {'a': {'m': {'values': table}}})
+    with self.assertRaisesRegex(ValueError, 'no layer reads'):
+      row_sparse.sparse_value_grads(
+        reads, g, {'values': table, 'c': {'values': table}}
+      )
+    with self.assertRaisesRegex(ValueError, 'has no a/m/value_out'):
+      row_sparse.sparse_value_grads(reads, {'a': {'m': {}}}, 10)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,170 @@
+"""Tests of the search for the k best keys."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxpapers.product_keys import retrieval
+
+
+def draw(seed, rounded=False):
+  """Queries and keys of random sizes, and k; each head is a draw."""
+  rng = np.random.default_rng(seed)
+  n, heads = int(rng.integers(4, 65)), 20
+  k = int(rng.integers(1, n + 1))
+  q = rng.standard_normal((1, heads, 2, 4)).astype(np.float32)
+  keys = rng.standard_normal((heads, 2, n, 4)).astype(np.float32)
+  if rounded:
+    # Products of halves and integers are exact, and often equal.
+    q, keys = np.round(q), np.round(2 * keys) / 2
+  return q, keys, k
+
+
+def brute_force(q, keys):
+  """Scores of all n^2 slots and those of the halves."""
+  s = np.einsum('thpd,hpnd->thpn', q.astype(np.float64), keys)
+  n = keys.shape[2]
+  all_scores = s[:, :, 0, :, None] + s[:, :, 1, None, :]
+  return all_scores.reshape(*s.shape[:2], n * n), s
+
+
+search = jax.jit(retrieval.product_key_topk, static_argnums=2)
+
+
+class ProductKeyTopkTest(parameterized.TestCase):
+  def test_exhaustive_search_finds_the_same(self):
+    for seed in range(10):
+      q, keys, k = draw(seed)
+      scores, ids = search(q, keys, k)
+      every, _ = brute_force(q, keys)
+      expected = np.argsort(-every, axis=-1)[..., :k]
+      np.testing.assert_allclose(
+        scores, np.take_along_axis(every, expected, -1), atol=1e-5
+      )
+      np.testing.assert_array_equal(np.sort(ids), np.sort(expected))
+
+  def test_ties_follow_ranks(self):
+    # Among equal sums: first the better rank in the first half, then in the
+    # second; equal scores of a half are ranked by their number.
+    for seed in range(10):
+      q, keys, k = draw(seed, rounded=True)
+      scores, ids = search(q, keys, k)
+      every, halves = brute_force(q, keys)
+      n = keys.shape[2]
+      order = np.argsort(-halves, axis=-1, kind='stable')
+      first, second = order[:, :, 0], order[:, :, 1]
+      by_rank = (first[..., :, None] * n + second[..., None, :]).reshape(
+        *every.shape
+      )
+      ranked = np.take_along_axis(every, by_rank, -1)
+      place = np.argsort(-ranked, axis=-1, kind='stable')[..., :k]
+      expected = np.take_along_axis(by_rank, place, -1)
+      np.testing.assert_array_equal(ids, expected)
+      np.testing.assert_array_equal(
+        scores, np.take_along_axis(every, expected, -1).astype(np.float32)
+      )
+
+  @parameterized.parameters(1, 2, 3, 8, 16, 32, 64, 128)
+  def test_pruning_changes_no_bit(self, k):
+    rng = np.random.default_rng(k)
+    q = rng.standard_normal((3, 1, 2, 4)).astype(np.float32)
+    keys = rng.standard_normal((1, 2, 130, 4)).astype(np.float32)
+    for round_to in (None, 1.0):
+      if round_to:
+        q, keys = np.round(q), np.round(keys)
+      pruned, full = (
+        jax.jit(
+          functools.partial(retrieval.product_key_topk, k=k, prune=prune)
+        )(q, keys)
+        for prune in (True, False)
+      )
+      np.testing.assert_array_equal(pruned[0], full[0])
+      np.testing.assert_array_equal(pruned[1], full[1])
+
+  @parameterized.parameters((16, 50), (32, 119), (64, 280), (128, 645))
+  def test_candidates(self, k, expected):
+    def widths(prune):
+      closed = jax.make_jaxpr(
+        lambda q, keys: retrieval.product_key_topk(q, keys, k, prune=prune)
+      )(jnp.zeros((1, 1, 2, 4)), jnp.zeros((1, 2, 128, 4)))
+      tops = [e for e in closed.eqns if e.primitive.name == 'top_k']
+      return [e.invars[0].aval.shape[-1] for e in tops]
+
+    self.assertEqual(widths(True), [128, expected])
+    self.assertEqual(widths(False), [128, k * k])
+
+  def test_one_codebook_and_gradients(self):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((5, 2, 2, 3)).astype(np.float32)
+    keys = rng.standard_normal((6, 3)).astype(np.float32)
+
+    def total(q, keys):
+      return jnp.sum(retrieval.product_key_topk(q, keys, 2)[0] ** 2)
+
+    shared = jax.grad(total, argnums=(0, 1))(q, keys)
+    own = jax.grad(total, argnums=(0, 1))(
+      q, np.broadcast_to(keys, (2, 2, 6, 3))
+    )
+    np.testing.assert_allclose(shared[0], own[0], rtol=1e-6)
+    np.testing.assert_allclose(shared[1], own[1].sum((0, 1)), rtol=1e-5)
+
+  def test_jit_vmap_and_bfloat16(self):
+    q, keys, k = draw(3)
+    expected = retrieval.product_key_topk(q, keys, k)
+
+    def one(q, keys):
+      return retrieval.product_key_topk(q, keys, k)
+
+    both = jax.jit(jax.vmap(one))(
+      np.stack([q, -q]), np.stack([keys, keys[..., ::-1, :]])
+    )
+    np.testing.assert_allclose(both[0][0], expected[0], atol=1e-5)
+    np.testing.assert_array_equal(both[1][0], expected[1])
+    narrow = jnp.asarray(q, jnp.bfloat16), jnp.asarray(keys, jnp.bfloat16)
+    scores, ids = one(*narrow)
+    self.assertEqual(scores.dtype, jnp.float32)
+    again = one(*(x.astype(jnp.float32) for x in narrow))
+    np.testing.assert_array_equal(ids, again[1])
+
+  def test_flat_keys(self):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((3, 2, 5)).astype(np.float32)
+    keys = rng.standard_normal((2, 40, 5)).astype(np.float32)
+    scores, ids = retrieval.flat_key_topk(q, keys, 7)
+    every = np.einsum('thd,hnd->thn', q, keys)
+    np.testing.assert_array_equal(ids, np.argsort(-every)[..., :7])
+    np.testing.assert_allclose(
+      scores, np.take_along_axis(every, np.asarray(ids), -1), atol=1e-5
+    )
+    one = retrieval.flat_key_topk(q, keys[0], 7)
+    np.testing.assert_array_equal(one[1][:, 0], ids[:, 0])
+
+  def test_bad_input(self):
+    q, keys = jnp.zeros((2, 3, 2, 4)), jnp.zeros((3, 2, 8, 4))
+    with self.assertRaisesRegex(ValueError, 'k is 9; expected 1 to 8'):
+      retrieval.product_key_topk(q, keys, 9)
+    with self.assertRaisesRegex(ValueError, 'k is 0'):
+      search(q, keys, 0)
+    with self.assertRaisesRegex(ValueError, 'q has shape'):
+      search(q[:, :, 0], keys, 2)
+    with self.assertRaisesRegex(ValueError, 'keys has shape'):
+      search(q, keys[:2], 2)
+    with self.assertRaisesRegex(ValueError, 'expected 1 to 46340'):
+      jax.eval_shape(
+        lambda q, keys: search(q, keys, 2),
+        jax.ShapeDtypeStruct((1, 1, 2, 1), 'float32'),
+        jax.ShapeDtypeStruct((1, 2, 46341, 1), 'float32'),
+      )
+    with self.assertRaisesRegex(ValueError, 'k is 9'):
+      retrieval.flat_key_topk(q[:, :, 0], keys[:, 0], 9)
+    with self.assertRaisesRegex(ValueError, 'q has shape'):
+      retrieval.flat_key_topk(q, keys[:, 0], 2)
+    with self.assertRaisesRegex(ValueError, 'keys has shape'):
+      retrieval.flat_key_topk(q[:, :, 0], keys, 2)
+
+
+if __name__ == '__main__':
+  absltest.main()
