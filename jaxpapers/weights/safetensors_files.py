@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -255,6 +256,7 @@ def _save(path, arrays, metadata) -> None:
     # The library gives its files to their owner alone; a new file here has the
     # mode that the user's umask asks for.
     path.touch()
-    mode = path.stat().st_mode
-    safetensors.numpy.save_file(arrays, os.fspath(path), metadata)
-    path.chmod(mode)
+    local = os.fspath(path)  # What an epath says of a file has no mode.
+    mode = stat.S_IMODE(os.stat(local).st_mode)
+    safetensors.numpy.save_file(arrays, local, metadata)
+    os.chmod(local, mode)

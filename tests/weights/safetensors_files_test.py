@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from etils import epath
 
 from jaxpapers import weights
 from jaxpapers.data import CorruptFileError
@@ -67,6 +68,13 @@ class SafetensorsTest(parameterized.TestCase):
     (self.folder / 'plain').unlink()
     self.assertEqual(self.path.stat().st_mode, mode)
     self.assertEqual(self.files(), ['model.safetensors'])
+
+  def test_path_of_etils(self):
+    weights.write_safetensors(epath.Path(self.path), {'a': np.ones(3)})
+    self.assertEqual(self.files(), ['model.safetensors'])
+    np.testing.assert_array_equal(
+      weights.open_state_dict(epath.Path(self.path))['a'], np.ones(3)
+    )
 
   def test_several_files(self):
     tensors = {f't{i}': np.full(10, i, np.float32) for i in range(5)}
