@@ -104,6 +104,9 @@ TOOL_EXTRAS = {
     'scikit-image>=0.22',
     'scikit-sparse==0.4.16',
     'scipy>=1.14',
+    'tokenizers>=0.20',
+    'torch>=2.4',
+    'transformers>=4.46',
   ],
   'docs': ['matplotlib>=3.8', 'pillow>=10'],
   'gcs': ['etils[epath-gcs]>=1.7'],  # gs:// paths need a client library

@@ -16,7 +16,6 @@ CONFIG = transformer.EncoderConfig(50, 16, 3, 2, 24, max_len=8)
 IDS = np.array([[0, 9, 8, 7, 6, 2], [0, 9, 8, 2, 1, 1]])
 STACKINGS = (
   {'remat': True},
-  {'scan_layers': True},
   {'scan_layers': True, 'remat': True},
 )
 

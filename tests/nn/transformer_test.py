@@ -180,7 +180,6 @@ class VariantsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     {'scan_layers': True},
-    {'remat': True},
     {'scan_layers': True, 'remat': 'dots_saveable'},
   )
   def test_layers_scanned_or_recomputed(self, **changes):
