@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxpapers.nn import transformer
+from jaxpapers.nn import input_checks, transformer
 from jaxpapers.nn.encoder_config import EncoderConfig
 from jaxpapers.roberta import heads
 
@@ -123,7 +123,7 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
       f' for a batch of {len(hidden)}.'
     )
   length = hidden.shape[1]
-  transformer.check_range('positions', positions, length)
+  input_checks.check_range('positions', positions, length)
   positions = jnp.where(positions < 0, length, positions)
   rows = jnp.arange(len(hidden))[:, None]
   return hidden.at[rows, positions].get(mode='fill', fill_value=jnp.nan)
