@@ -321,7 +321,7 @@ def _scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
       decay1, decay2 = b1, b2
       if skipped is not None:
         # The decay of this update, and of those that passed the row by.
-        skipped = skipped.reshape(-1, *(1,) * (m.ndim - 1)).astype(m.dtype)
+        skipped = _as_rows(skipped, m).astype(m.dtype)
         m, v = m * b1**skipped, v * b2**skipped
       m = decay1 * m + (1 - decay1) * g
       v = decay2 * v + (1 - decay2) * jnp.square(g)
@@ -354,7 +354,7 @@ def _scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
       read = jnp.zeros((n,), bool).at[g.ids].set(True, mode='drop')
       skipped = None if last is None else count - 1 - last
       new_m, new_v = moments(g.dense(n).astype(m.dtype), m, v, skipped)
-      kept = read.reshape(-1, *(1,) * (m.ndim - 1))
+      kept = _as_rows(read, m)
       step = jnp.where(kept, direction(new_m, new_v), 0)
       if last is not None:
         last = jnp.where(read, count, last)
@@ -455,6 +455,11 @@ def _map_rows(function, tree):
 def _float_leaves(tree):
   leaves = jax.tree.leaves(tree, is_leaf=is_row_sparse)
   return [leaf.rows if is_row_sparse(leaf) else leaf for leaf in leaves]
+
+
+def _as_rows(x, like):
+  """One number for each row of an array, so that both combine."""
+  return x.reshape(*x.shape, *(1,) * (like.ndim - x.ndim))
 
 
 def _positive(x) -> bool:

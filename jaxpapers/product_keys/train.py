@@ -1,6 +1,7 @@
 """Training steps in which gradients of value tables are rows."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,16 +119,22 @@ class MemoryJob(training.Job):
 
   Attributes:
     sparse: Whether they have; otherwise it is like any job.
+    loss_for: Makes the loss for a mesh, whose layers may know that mesh;
+      `loss_fn` for every mesh by default.
   """
 
   sparse: bool = True
+  loss_for: Callable[[Any], training.step.LossFn] | None = None
 
   def step(self, mesh: jax.sharding.Mesh | None = None) -> Any:
     """The training step, jitted for a mesh."""
+    job = self
+    if self.loss_for is not None:
+      job = dataclasses.replace(self, loss_fn=self.loss_for(mesh))
     if not self.sparse:
-      return super().step(mesh)
+      return super(MemoryJob, job).step(mesh)
     return make_memory_train_step(
-      self.loss_fn, self.tx, mesh=mesh, rules=self.rules
+      job.loss_fn, job.tx, mesh=mesh, rules=job.rules
     )
 
   def __post_init__(self):
