@@ -14,7 +14,7 @@ import jax
 import optax
 from absl.testing import absltest, parameterized
 
-from jaxpapers import layca
+from jaxpapers import layca, product_keys
 from jaxpapers.training import optimizers
 from tests.helpers import broken_transforms, devices, optax_contract
 
@@ -70,6 +70,23 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
   'scale_by_fairseq_adam': lambda learning_rate: optax.chain(
     optimizers.scale_by_fairseq_adam(),
     optax.scale_by_learning_rate(learning_rate),
+  ),
+  'product_keys_lazy_adam': product_keys.lazy_adam,
+  'product_keys_lazy_adam_corrected': functools.partial(
+    product_keys.lazy_adam, eps_mode='optax', skip_correction=True
+  ),
+  'product_keys_xlm_adam': functools.partial(
+    product_keys.xlm_adam, weight_decay=0.1
+  ),
+  'product_keys_clip_by_row_norm': lambda learning_rate: optax.chain(
+    product_keys.clip_by_row_norm(0.5), optax.sgd(learning_rate)
+  ),
+  'product_keys_memory_optimizer': lambda learning_rate: (
+    product_keys.memory_optimizer(
+      optax.sgd(learning_rate),
+      learning_rate,
+      is_value=lambda path: path[-1] == 'kernel',
+    )
   ),
   'optax_sgd_momentum': functools.partial(optax.sgd, momentum=0.875),
   'optax_adam': optax.adam,
