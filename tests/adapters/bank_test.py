@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from jaxpapers import adapters
@@ -217,6 +218,7 @@ print('fine')
 
 
 class MeshTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_mixed_batch(self):
     self.assertIn('fine', devices.run(_MESH))
 

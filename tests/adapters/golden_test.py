@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from jaxpapers import adapters
@@ -143,9 +144,9 @@ class AdapterHubTest(absltest.TestCase):
     return self.model.apply({'params': self.params}, self.ids, **inputs)
 
   def test_forward(self):
-    logits, (hiddens, _) = self.model.apply(
-      {'params': self.params}, self.ids, capture_hiddens=True
-    )
+    logits, (hiddens, _) = jax.jit(
+      functools.partial(self.model.apply, capture_hiddens=True)
+    )({'params': self.params}, self.ids)
     np.testing.assert_allclose(logits, self.golden['logits'], rtol=0, atol=2e-6)
     seen = self.golden['attention_mask'] == 1
     for i, hidden in enumerate(hiddens):
@@ -156,6 +157,7 @@ class AdapterHubTest(absltest.TestCase):
         atol=2e-6,
       )
 
+  @pytest.mark.slow
   def test_gradients(self):
     def loss(params):
       logits = self.model.apply({'params': params}, self.ids)
@@ -173,6 +175,7 @@ class AdapterHubTest(absltest.TestCase):
       value = found[golden_models.hub_path(name[5:])]
       self.assertLessEqual(relative(value, wanted), 1e-5, name)
 
+  @pytest.mark.slow
   def test_in_float64(self):
     with jax.enable_x64(True):
       model, params, _, golden = golden_models.hub(jnp.float64)
@@ -216,8 +219,8 @@ class AdapterHubTest(absltest.TestCase):
     base, _ = adapters.partition_params(
       self.params, lambda path: '_adapter/' not in path
     )
-    without = plain.apply({'params': base}, self.ids)
-    removed = self.logits(jnp.zeros((self.layers, 2)))
+    without = jax.jit(plain.apply)({'params': base}, self.ids)
+    removed = jax.jit(self.logits)(jnp.zeros((self.layers, 2)))
     np.testing.assert_array_equal(removed, without)
     np.testing.assert_allclose(
       without, self.golden['logits_no_adapter'], rtol=0, atol=2e-6

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import adapters
@@ -98,7 +99,7 @@ class AddAdaptersTest(parameterized.TestCase):
   @parameterized.parameters((FlaxEncoder, X), (Vit, IMAGES))
   def test_base_parameters_keep_their_paths(self, make, inputs):
     model = make()
-    base = model.init(jax.random.key(0), inputs)['params']
+    base = jax.jit(model.init)(jax.random.key(0), inputs)['params']
     adapted = adapters.add_adapters(model, WHERE, config())
     params = adapters.init_adapters(jax.random.key(1), adapted, base, inputs)
     new = set(trees.flatten(params)) - set(trees.flatten(base))
@@ -111,15 +112,16 @@ class AddAdaptersTest(parameterized.TestCase):
     )
     run = jax.jit(adapted.apply)
     out = run({'params': params}, inputs)
-    plain = model.apply({'params': base}, inputs)
+    plain = jax.jit(model.apply)({'params': base}, inputs)
     self.assertGreater(np.abs(out - plain).max(), 1e-4)
-    removed = adapted.apply({'params': params}, inputs, adapter_gates=0.0)
+    removed = run({'params': params}, inputs, adapter_gates=0.0)
     np.testing.assert_array_equal(removed, plain)
 
+  @pytest.mark.slow
   def test_as_written_by_hand(self):
     """The first block with adapters where the paper has them."""
     adapted = adapters.add_adapters(Block(), WHERE, config())
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     attention = dict(params['MultiHeadDotProductAttention_0'])
     mlp = dict(params['Mlp_0'])
     first = attention.pop('bottleneck_adapter')
@@ -141,9 +143,10 @@ class AddAdaptersTest(parameterized.TestCase):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
   @parameterized.parameters(False, True)
+  @pytest.mark.slow
   def test_scanned_layers(self, remat):
     adapted = adapters.add_adapters(ScannedEncoder(remat), WHERE, config())
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     flat = trees.flatten(params)
     path = 'layers/block/Mlp_0/bottleneck_adapter/down/kernel'
     self.assertEqual(flat[path].shape, (2, WIDTH, 4))
@@ -161,6 +164,7 @@ class AddAdaptersTest(parameterized.TestCase):
       atol=1e-5,
     )
 
+  @pytest.mark.slow
   def test_lifted_modules_get_one_adapter(self):
     class Rematted(nn.Module):
       @nn.compact
@@ -168,7 +172,7 @@ class AddAdaptersTest(parameterized.TestCase):
         return nn.remat(Mlp)(name='mlp')(x)
 
     adapted = adapters.add_adapters(Rematted(), Mlp, config())
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     plain = adapters.add_adapters(Mlp(), r'Dense_1$', config())
     other = {
       **{k: v for k, v in params['mlp'].items() if k != 'bottleneck_adapter'}
@@ -185,6 +189,7 @@ class AddAdaptersTest(parameterized.TestCase):
       atol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_our_encoder_gives_the_same(self):
     encoder = EncoderConfig(
       50, 16, 2, 2, 24, dropout_rate=0.0, attention_dropout_rate=0.0
@@ -209,9 +214,10 @@ class AddAdaptersTest(parameterized.TestCase):
       atol=1e-5,
     )
 
+  @pytest.mark.slow
   def test_only_adapters_norms_and_head_are_trained(self):
     adapted = adapters.add_adapters(Vit(), WHERE, config())
-    params = adapted.init(jax.random.key(0), IMAGES)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), IMAGES)['params']
     trainable, frozen = adapters.partition_params(
       params, 'adapter', head='^head/'
     )
@@ -248,7 +254,7 @@ class AddAdaptersTest(parameterized.TestCase):
 
   def test_gates_by_site(self):
     adapted = adapters.add_adapters(FlaxEncoder(), WHERE, config())
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     sites = adapters.find_sites(adapted, X)
     self.assertEqual(
       sites,
@@ -290,7 +296,7 @@ class AddAdaptersTest(parameterized.TestCase):
 
   def test_parallel(self):
     adapted = adapters.add_adapters(Mlp(), r'Dense_1$', config(parallel=True))
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     own = params['Dense_1']['bottleneck_adapter']
     # It reads what Dense_1 reads, 24 wide.
     self.assertEqual(own['down']['kernel'].shape, (24, 4))
@@ -305,6 +311,7 @@ class AddAdaptersTest(parameterized.TestCase):
       atol=1e-5,
     )
 
+  @pytest.mark.slow
   def test_sizes_from_a_function(self):
     def where(module):
       if not isinstance(module, Mlp):
@@ -312,7 +319,7 @@ class AddAdaptersTest(parameterized.TestCase):
       return 3 if 'block_0' in module.path else 6
 
     adapted = adapters.add_adapters(FlaxEncoder(), where, config())
-    params = adapted.init(jax.random.key(0), X)['params']
+    params = jax.jit(adapted.init)(jax.random.key(0), X)['params']
     for i, size in enumerate((3, 6)):
       kernel = params[f'block_{i}']['Mlp_0']['bottleneck_adapter']['down'][
         'kernel'

@@ -25,7 +25,7 @@ IDS = jnp.asarray([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
 
 
 class BottleneckAdapterTest(parameterized.TestCase):
-  @parameterized.parameters(1, 8, 70)
+  @parameterized.parameters(1, 70)
   def test_formula_for_all_sizes(self, m):
     d = 32
     x = goldens.normal('x', (3, 5, d)).astype(np.float32)
@@ -190,7 +190,7 @@ class AdapterConfigTest(parameterized.TestCase):
     # Spec H7, m = 64: unit-scale activations through post-LN layers.
     config = tiny()
     plain = TransformerEncoder(config)
-    base = plain.init(jax.random.key(0), IDS)['params']
+    base = jax.jit(plain.init)(jax.random.key(0), IDS)['params']
     base = jax.tree_util.tree_map_with_path(
       lambda path, x: (
         x * 8 if 'kernel' in str(path[-1]) or 'embedding' in str(path) else x
@@ -201,8 +201,8 @@ class AdapterConfigTest(parameterized.TestCase):
       config, adapter=adapters.AdapterConfig(64, init_std=std)
     )
     params = adapters.init_adapters(jax.random.key(1), adapted, base, IDS)
-    wanted = plain.apply({'params': base}, IDS)
-    found = adapted.apply({'params': params}, IDS)
+    wanted = jax.jit(plain.apply)({'params': base}, IDS)
+    found = jax.jit(adapted.apply)({'params': params}, IDS)
     gap = np.abs(found - wanted).max() / np.abs(wanted).max()
     self.assertLessEqual(gap, bound)
     if std:

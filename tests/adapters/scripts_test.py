@@ -91,6 +91,7 @@ def finetuned():
 
 
 class FinetuneTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_finetune_ablate_serve(self):
     workdir, done = finetuned()
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
@@ -200,7 +201,7 @@ class FinetuneTest(absltest.TestCase):
 
 
 class SweepsTest(absltest.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_tradeoff(self):
     workdir = folder() / 'tradeoff'
     done = run(
@@ -233,7 +234,7 @@ class SweepsTest(absltest.TestCase):
     )
     self.assertNotIn('task=weather', again.stdout)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_init_scale(self):
     workdir = folder() / 'scales'
     done = run(

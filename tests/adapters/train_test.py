@@ -88,6 +88,7 @@ class StepTest(parameterized.TestCase):
         leaf.unsafe_buffer_pointer(), own.unsafe_buffer_pointer()
       )
 
+  @pytest.mark.slow
   def test_gradients_are_those_of_the_whole_model(self):
     _, params, batch, loss_fn = problem(2)
 
@@ -110,6 +111,7 @@ class StepTest(parameterized.TestCase):
         wanted,
       )
 
+  @pytest.mark.slow
   def test_clipping_sees_what_is_trained(self):
     # Spec A.5: clipping the whole tree would shrink the updates further.
     _, params, batch, loss_fn = problem()
@@ -334,6 +336,7 @@ print('fine')
 
 
 class MeshTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_sharded_frozen_tree(self):
     self.assertIn('fine', devices.run(_MESH))
 
