@@ -165,7 +165,7 @@ def mask_tokens(
     maskable: bool [B, S], what may be chosen; all valid ones by default.
     word_starts: bool [vocab_size], see `ByteLevelBPE.word_start_mask`. If
       given, whole words are chosen, and masked, kept or replaced as a whole.
-      What precedes the first word of a sequence is never chosen.
+      What follows a token that may not be chosen begins a word, too.
     exact: False chooses each token (or word) independently.
     max_masked: the slots K; by default `num_slots`.
 
@@ -233,7 +233,10 @@ def mask_tokens(
     return jax.vmap(lambda *row: _mask_row(*row, **options))(
       key, ids, candidates
     )
-  starts = jnp.asarray(word_starts)[ids] & candidates
+  # What follows something that may not be chosen begins a word, too: the first
+  # word of a line, whose text has no space before it.
+  before = jnp.pad(candidates, ((0, 0), (1, 0)))[:, :-1]
+  starts = (jnp.asarray(word_starts)[ids] | ~before) & candidates
   return jax.vmap(lambda *row: _mask_words(*row, **options))(
     key, ids, candidates, starts
   )

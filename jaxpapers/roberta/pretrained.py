@@ -20,6 +20,7 @@ from jaxpapers.training import shard_rules
 from jaxpapers.weights import safetensors_files, torch_files
 
 _TYPES = 'embeddings.token_type_embeddings.weight'
+_SEGMENTS = 'encoder.sentence_encoder.segment_embeddings.weight'
 _WORDS = 'embeddings.word_embeddings.weight'
 # Where fairseq's checkpoints keep the weights and the settings.
 _FAIRSEQ_FILES = ('model.pt', 'checkpoint_best.pt', 'checkpoint_last.pt')
@@ -99,17 +100,7 @@ def params_from_hf(
       table, state_dict, like, config, heads, drop, shardings, strict
     )
   except weights.WeightMismatchError as error:
-    if names.get(_TYPES) not in error.unexpected:
-      raise
-    rows = np.shape(state_dict[names[_TYPES]])[0]
-    raise weights.WeightMismatchError(
-      error.missing,
-      error.unexpected,
-      error.misshaped,
-      getattr(state_dict, 'path', 'The checkpoint'),
-      f'Set type_vocab_size={rows} in the config: it is 0, and the checkpoint'
-      ' has a table of segments.',
-    ) from None
+    raise _about_segments(error, state_dict, names.get(_TYPES)) from None
 
 
 def params_from_fairseq(
@@ -176,17 +167,7 @@ def params_from_fairseq(
       table, state_dict, like, config, heads, drop, shardings, strict
     )
   except weights.WeightMismatchError as error:
-    if names.get(_TYPES) not in error.unexpected:
-      raise
-    rows = np.shape(state_dict[names[_TYPES]])[0]
-    raise weights.WeightMismatchError(
-      error.missing,
-      error.unexpected,
-      error.misshaped,
-      getattr(state_dict, 'path', 'The checkpoint'),
-      f'Set type_vocab_size={rows} in the config: it is 0, and the checkpoint'
-      ' has a table of segments.',
-    ) from None
+    raise _about_segments(error, state_dict, names.get(_SEGMENTS)) from None
 
 
 def params_to_hf(
@@ -431,6 +412,20 @@ def _convert(
     shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return table.to_tree(
     kept, like, dtype=config.param_dtype, shardings=shardings, strict=strict
+  )
+
+
+def _about_segments(error, state_dict, name):
+  """The error, with a hint where a table of segments is what is too much."""
+  if name not in error.unexpected:
+    return error
+  return weights.WeightMismatchError(
+    error.missing,
+    error.unexpected,
+    error.misshaped,
+    getattr(state_dict, 'path', 'The checkpoint'),
+    f'Set type_vocab_size={np.shape(state_dict[name])[0]} in the config: it is'
+    ' 0, and the checkpoint has a table of segments.',
   )
 
 

@@ -353,7 +353,8 @@ def find_answer(context: str, text: str, start: int) -> int | None:
 def _question(item, context, article):
   if not isinstance(item['id'], str):
     raise TypeError('the id is no text')
-  answers = item['answers'] if not item.get('is_impossible') else ()
+  # Files that are to be answered have no answers.
+  answers = () if item.get('is_impossible') else item.get('answers') or ()
   return SquadQuestion(
     item['id'],
     item['question'].strip(),

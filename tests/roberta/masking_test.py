@@ -124,6 +124,16 @@ class StatisticsTest(parameterized.TestCase):
     self.assertFalse(batch.overflow.any())
     self.assertAlmostEqual(number.mean(), 0.15 * words, delta=0.07)
 
+  def test_words_end_at_what_may_not_be_chosen(self):
+    # Two lines; 5 and 7 begin no word by their text, but a line each.
+    item = np.array([0, 5, 6, 2, 7, 9, 2, _PAD], np.int32)
+    _, _, chosen = _many(item, words=True, no_specials=True, mask_prob=0.5)
+    self.assertFalse(chosen[:, [0, 3, 6, 7]].any())
+    for position in (1, 2, 4, 5):
+      self.assertBetween(chosen[:, position].mean(), 0.4, 0.6)
+    # Neighbours across the end of the line are chosen independently.
+    self.assertBetween((chosen[:, 2] != chosen[:, 4]).mean(), 0.4, 0.8)
+
   def test_independent_words(self):
     _, batch, chosen = _many(words=True, exact=False)
     self.assertAlmostEqual(chosen.mean(), 0.15, delta=0.005)

@@ -224,6 +224,19 @@ class HuggingFaceTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'both lm_head/bias, but differ'):
       pretrained.params_from_hf(state, self.config)
 
+  def test_segments_of_fairseq(self):
+    state = fairseq_state(False)
+    table = np.ones((2, 32), np.float32)
+    prefix = next(n for n in state if n.endswith('embed_tokens.weight'))
+    prefix = prefix.removesuffix('embed_tokens.weight')
+    state[f'{prefix}segment_embeddings.weight'] = table
+    with self.assertRaisesRegex(
+      weights.WeightMismatchError, 'Set type_vocab_size=2 in the config'
+    ):
+      pretrained.params_from_fairseq(
+        state, self.config.replace(type_vocab_size=0)
+      )
+
   def test_without_segments(self):
     config = self.config.replace(type_vocab_size=0)
     with self.assertRaisesRegex(

@@ -63,6 +63,14 @@ class FairseqAdamTest(parameterized.TestCase):
     )
     self.assertGreater(distance, 1e-5)
 
+  @parameterized.parameters(0.98, 0.999, 0.9999)
+  def test_correction_in_float32(self, b2):
+    # The first update is 1 but for eps, whatever the decay.
+    tx = optimizers.scale_by_fairseq_adam(b2=b2, eps=0.0)
+    params = jnp.ones(3)
+    updates, _ = tx.update(jnp.ones(3), tx.init(params), params)
+    np.testing.assert_allclose(updates, 1, atol=5e-7)
+
   def test_stacked_layers(self):
     # Layers along a first axis are updated as each by itself.
     one = {'ffn_norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)}}
