@@ -219,8 +219,9 @@ class AdapterHubTest(absltest.TestCase):
     base, _ = adapters.partition_params(
       self.params, lambda path: '_adapter/' not in path
     )
-    without = jax.jit(plain.apply)({'params': base}, self.ids)
-    removed = jax.jit(self.logits)(jnp.zeros((self.layers, 2)))
+    # One operation at a time: fused programs round differently.
+    without = plain.apply({'params': base}, self.ids)
+    removed = self.logits(jnp.zeros((self.layers, 2)))
     np.testing.assert_array_equal(removed, without)
     np.testing.assert_allclose(
       without, self.golden['logits_no_adapter'], rtol=0, atol=2e-6

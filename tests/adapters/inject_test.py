@@ -115,7 +115,8 @@ class AddAdaptersTest(parameterized.TestCase):
     plain = jax.jit(model.apply)({'params': base}, inputs)
     self.assertGreater(np.abs(out - plain).max(), 1e-4)
     removed = run({'params': params}, inputs, adapter_gates=0.0)
-    np.testing.assert_array_equal(removed, plain)
+    # Another program, fused otherwise.
+    np.testing.assert_allclose(removed, plain, rtol=0, atol=2e-6)
 
   @pytest.mark.slow
   def test_as_written_by_hand(self):

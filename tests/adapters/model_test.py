@@ -201,8 +201,10 @@ class AdapterConfigTest(parameterized.TestCase):
       config, adapter=adapters.AdapterConfig(64, init_std=std)
     )
     params = adapters.init_adapters(jax.random.key(1), adapted, base, IDS)
-    wanted = jax.jit(plain.apply)({'params': base}, IDS)
-    found = jax.jit(adapted.apply)({'params': params}, IDS)
+    # Exact for 0: one operation at a time, fused programs round differently.
+    run = jax.jit if std else lambda f: f
+    wanted = run(plain.apply)({'params': base}, IDS)
+    found = run(adapted.apply)({'params': params}, IDS)
     gap = np.abs(found - wanted).max() / np.abs(wanted).max()
     self.assertLessEqual(gap, bound)
     if std:
