@@ -7,6 +7,7 @@ what the pronoun may stand for; it does if it beats all other candidates.
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -222,8 +223,10 @@ def encode_wsc(
     tokens.
 
   Raises:
-    ValueError: If a sentence is too long.
+    ValueError: If there is no example, or a sentence is too long.
   """
+  if not examples:
+    raise ValueError('examples are empty; expected one or more.')
   first = [bpe.bos_id] * bos
   count = max(len(e.candidates) for e in examples)
   count = count if max_candidates is None else min(count, max_candidates)
@@ -336,19 +339,29 @@ def query_wins(query: Any, others: Any, mask: Any) -> np.ndarray:
 def _cut(text, place, pronoun, where):
   """The sentence before and after its pronoun: prefix, leading, suffix."""
   words = text.split(' ')
-  # In some rows the place is one too small.
-  for index in (place, place + 1):
-    if 0 <= index < len(words) and words[index].startswith(pronoun):
-      break
-  else:
-    raise files.CorruptFileError(
-      f'{where}: word {place} of the text is'
-      f' {words[place] if 0 <= place < len(words) else None!r}; expected the'
-      f' pronoun {pronoun!r}.'
-    )
-  prefix = ' '.join(words[:index])
-  after = ' '.join(words[index:])[len(pronoun) :]
-  return prefix, ' ' if index else '', after
+  opening = rf'(["\u201c(]*){re.escape(pronoun)}'
+  # In some rows the place is one too small. A word that is the pronoun comes
+  # before one that only begins with it, as "he's"; 'her' is no 'he'.
+  for pattern in (rf'{opening}\W*', rf'{opening}(?![^\W\d_]).*'):
+    for index in (place, place + 1):
+      if not 0 <= index < len(words):
+        continue
+      match = re.fullmatch(pattern, words[index], re.DOTALL)
+      if match:
+        return _parts(words, index, match[1], pronoun)
+  raise files.CorruptFileError(
+    f'{where}: word {place} of the text is'
+    f' {words[place] if 0 <= place < len(words) else None!r}; expected the'
+    f' pronoun {pronoun!r}.'
+  )
+
+
+def _parts(words, index, quote, pronoun):
+  prefix, leading = ' '.join(words[:index]), ' ' if index else ''
+  after = ' '.join(words[index:])[len(quote) + len(pronoun) :]
+  if quote:
+    return f'{prefix}{leading}{quote}', '', after
+  return prefix, leading, after
 
 
 def _candidates(phrases, query):

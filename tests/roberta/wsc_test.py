@@ -52,6 +52,32 @@ class WscFileTest(FilesTestCase):
     (moved,) = wsc.load_wsc(self.write(row(text, 'the man', 'him', 9)))
     self.assertEqual(moved.fill('X'), example.fill('X'))
 
+  @parameterized.parameters(
+    # The word at the place only begins like the pronoun.
+    ('Mary saw her, he thought she left', 'he', 2, 'Mary saw her, X thought '),
+    ("Is he's theirs or he?", 'he', 1, "Is X's theirs or he?"),
+    ("As he's late he left.", 'he', 1, "As X's late "),
+    ("It's he's he.", 'he', 1, "It's he's X."),
+    ('They said, "He ran."', 'He', 2, 'They said, "X ran."'),
+    ('"(It ran.)"', 'It', 0, '"(X ran.)"'),
+    # As fairseq: what the file calls the pronoun goes as a whole.
+    ('I said "he" ran', '"he', 2, 'I said X" ran'),
+  )
+  def test_the_word_that_is_cut(self, text, pronoun, place, expected):
+    path = self.write(row(text, 'the man', pronoun, place))
+    (example,) = wsc.load_wsc(path)
+    self.assertStartsWith(example.fill('X'), expected)
+    # The tokens of the phrase are those that are masked.
+    bpe = tiny.tokenizer()
+    tokens = wsc.encode_wsc([example], bpe)
+    ids = list(tokens.ids[0][0])
+    size = int(tokens.fields['weights'][0, 0].sum())
+    targets = tokens.fields['targets'][0, 0, :size].tolist()
+    self.assertEqual(bpe.decode(targets).strip(), 'the man')
+    for position, target in zip(tokens.fields['positions'][0, 0], targets):
+      ids[position] = target
+    self.assertEqual(bpe.decode(ids), example.fill('the man'))
+
   def test_candidates_are_other_noun_phrases(self):
     path = self.write(
       row(self.TEXT, 'Mark', 'he', 5, candidates=['pete', 'He', 'Mark Twain'])
@@ -62,6 +88,7 @@ class WscFileTest(FilesTestCase):
     self.assertEqual(example.candidates, ('pete', 'lies'))
 
   @parameterized.parameters(
+    (row('A her c', 'A', 'he', 1), "word 1 .* 'her'; expected .* 'he'"),
     (row('A b c', 'A', 'x', 1), "line 1: word 1 .* 'b'; expected .* 'x'"),
     (row('A b c', 'A', 'x', 9), 'line 1: word 9 of the text is None'),
     ({'text': 'a'}, "line 1: 'target'"),
@@ -133,6 +160,10 @@ class TokensTest(FilesTestCase):
     )
     wins = wsc.query_wins([0.0] * 3, [[1.0], [-1.0], [1.0]], [[1], [1], [0]])
     np.testing.assert_array_equal(wins, [False, True, True])
+
+  def test_no_example(self):
+    with self.assertRaisesRegex(ValueError, 'examples are empty'):
+      wsc.encode_wsc([], tiny.tokenizer())
 
   def test_too_long(self):
     with self.assertRaisesRegex(ValueError, 'example 0 has .* max_len, 4'):
