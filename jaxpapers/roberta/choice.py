@@ -39,7 +39,9 @@ class ChoiceExample:
   label: int | None
 
 
-def load_race(folder: str | os.PathLike, split: str) -> list[ChoiceExample]:
+def load_race(
+  folder: str | os.PathLike, split: str = 'train'
+) -> list[ChoiceExample]:
   """Reads a split of RACE (Lai et al. 2017).
 
   An option takes the place of each underscore in the question, or follows it

@@ -66,6 +66,7 @@ class RaceTest(FolderTestCase):
       names,
       ['train/middle/z.txt-0', 'train/high/a.txt-0', 'train/high/b.txt-0'],
     )
+    self.assertEqual(choice.load_race(self.folder), examples)
     self.assertLen(choice.load_race(self.folder, 'train-high'), 4)
     first = examples[0]
     self.assertEqual(first.context, 'A cat sat.')
