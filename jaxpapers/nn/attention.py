@@ -12,9 +12,9 @@ def choose_implementation(config: EncoderConfig, training: bool) -> str:
   """Which attention a config gets, where it is traced now.
 
   'plain', 'xla' and 'cudnn' are taken at their word. 'auto' is cuDNN's flash
-  attention on a GPU for float16 and bfloat16 and heads that are a multiple of
-  8 and at most 128 wide, unless the probabilities have dropout: there, and on
-  CPU and TPU, it is plain.
+  attention on a GPU of the Ampere generation or newer for float16 and bfloat16
+  and heads that are a multiple of 8 and at most 128 wide, unless the
+  probabilities have dropout: there, and on CPU and TPU, it is plain.
 
   Args:
     config: The encoder's.
@@ -40,7 +40,17 @@ def choose_implementation(config: EncoderConfig, training: bool) -> str:
     config.head_dim % 8 == 0 and config.head_dim <= 128
   )
   on_gpu = jax.default_backend() in ('gpu', 'cuda')
-  return 'cudnn' if on_gpu and fits and not drops else 'plain'
+  flash = on_gpu and fits and not drops and _is_ampere_or_newer()
+  return 'cudnn' if flash else 'plain'
+
+
+def _is_ampere_or_newer() -> bool:
+  """Whether cuDNN has flash attention for the GPU at hand."""
+  capability = getattr(jax.local_devices()[0], 'compute_capability', '8.0')
+  try:
+    return float(capability) >= 8.0
+  except ValueError:  # AMD's are names.
+    return False
 
 
 def plain_attention(

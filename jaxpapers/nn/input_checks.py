@@ -32,6 +32,16 @@ def check_inputs(
     ValueError: If a shape or a value is impossible.
     TypeError: If a type is.
   """
+  for name, value in (
+    ('ids', ids),
+    ('token_type_ids', token_type_ids),
+    ('position_ids', position_ids),
+    ('attention_mask', attention_mask),
+  ):
+    if value is not None and not hasattr(value, 'dtype'):
+      raise TypeError(
+        f'{name} is a {type(value).__name__}; expected an array [batch, length].'
+      )
   if jnp.ndim(ids) != 2 or 0 in jnp.shape(ids):
     raise ValueError(
       f'ids has shape {jnp.shape(ids)}; expected [batch, length] of at least'

@@ -3,6 +3,7 @@
 Liu et al. (2019), arXiv:1907.11692.
 """
 
+from jaxpapers.nn.encoder_config import EncoderConfig
 from jaxpapers.roberta.blocks import BlockSource
 from jaxpapers.roberta.bpe import ByteLevelBPE
 from jaxpapers.roberta.choice import (
@@ -18,7 +19,18 @@ from jaxpapers.roberta.config import (
   roberta_large,
 )
 from jaxpapers.roberta.corpus import TokenCorpus
-from jaxpapers.roberta.finetune import make_finetune_loss, make_predict
+from jaxpapers.roberta.fill_mask import MaskFiller
+from jaxpapers.roberta.finetune import (
+  make_finetune_loss,
+  make_predict,
+  predict_all,
+  with_pretrained,
+)
+from jaxpapers.roberta.finetune_data import (
+  TokenBatches,
+  TokenExamples,
+  glue_examples,
+)
 from jaxpapers.roberta.formats import (
   bucket_by_length,
   pack_doc_sentences,
@@ -53,7 +65,17 @@ from jaxpapers.roberta.pretrained import (
   params_to_hf,
   save_pretrained,
 )
-from jaxpapers.roberta.pretraining import make_pretrain_loss
+from jaxpapers.roberta.pretrained_config import (
+  config_from_fairseq,
+  config_from_hf,
+  config_to_hf,
+)
+from jaxpapers.roberta.pretraining import (
+  MaskingScheme,
+  make_held_out_metrics,
+  make_pretrain_loss,
+  with_perplexity,
+)
 from jaxpapers.roberta.sharding import encoder_rules
 from jaxpapers.roberta.squad import (
   load_squad,
@@ -63,7 +85,14 @@ from jaxpapers.roberta.squad import (
 from jaxpapers.roberta.squad_scores import squad_metrics
 from jaxpapers.roberta.tasks import GLUE_TASKS
 from jaxpapers.roberta.tokenization import tokenize_corpus
-from jaxpapers.roberta.wsc import load_winogrande, load_wsc, wsc_loss
+from jaxpapers.roberta.wsc import (
+  encode_wsc,
+  load_winogrande,
+  load_wsc,
+  positive_examples,
+  query_wins,
+  wsc_loss,
+)
 from jaxpapers.training.optimizers import (
   bert_adam,
   fairseq_adam,
@@ -75,27 +104,37 @@ __all__ = [
   'BlockSource',
   'ByteLevelBPE',
   'ClassificationHead',
+  'EncoderConfig',
   'GLUE_TASKS',
+  'MaskFiller',
   'MaskedBatch',
   'MaskedLMHead',
+  'MaskingScheme',
   'Pooler',
   'RobertaForMaskedLM',
   'RobertaForMultipleChoice',
   'RobertaForQuestionAnswering',
   'RobertaForSequenceClassification',
+  'TokenBatches',
   'TokenCorpus',
+  'TokenExamples',
   'accuracy',
   'bert_adam',
   'bert_base',
   'bert_large',
   'bucket_by_length',
+  'config_from_fairseq',
+  'config_from_hf',
+  'config_to_hf',
   'encode_csqa',
   'encode_race',
+  'encode_wsc',
   'encoder_rules',
   'example_keys',
   'f1_binary',
   'fairseq_adam',
   'fairseq_mask',
+  'glue_examples',
   'load_csqa',
   'load_glue',
   'load_pretrained',
@@ -104,6 +143,7 @@ __all__ = [
   'load_winogrande',
   'load_wsc',
   'make_finetune_loss',
+  'make_held_out_metrics',
   'make_predict',
   'make_pretrain_loss',
   'mask_tokens',
@@ -120,6 +160,9 @@ __all__ = [
   'pearson',
   'perplexity',
   'polynomial_warmup_schedule',
+  'positive_examples',
+  'predict_all',
+  'query_wins',
   'roberta_base',
   'roberta_large',
   'save_pretrained',
@@ -132,6 +175,8 @@ __all__ = [
   'squad_features',
   'squad_metrics',
   'tokenize_corpus',
+  'with_perplexity',
+  'with_pretrained',
   'write_submission',
   'wsc_loss',
 ]

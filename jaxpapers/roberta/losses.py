@@ -3,19 +3,22 @@
 import jax
 import jax.numpy as jnp
 
+from jaxpapers.nn import input_checks
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """-log softmax(logits)[label], in float32 or wider.
 
   Args:
     logits: `[..., C]`; some may be -inf, but not the label's.
-    labels: Integers `[...]`, 0 to C - 1; others give NaN.
+    labels: Integers `[...]`, 0 to C - 1; others give NaN under `jit`.
 
   Returns:
     `[...]`.
 
   Raises:
-    ValueError: If the shapes do not fit.
+    ValueError: If the shapes do not fit, or a label that has a value is out of
+      range.
 
   Example:
     >>> round(float(cross_entropy(jnp.zeros(4), jnp.array(2))), 4)
@@ -26,6 +29,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       f'labels has shape {jnp.shape(labels)} and logits {jnp.shape(logits)};'
       ' expected the same but for the last axis of logits.'
     )
+  input_checks.check_range('labels', labels, jnp.shape(logits)[-1])
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   # A comparison and not a gather: it needs no communication where the
   # vocabulary is split over devices, and its gradient no scatter.

@@ -130,6 +130,15 @@ class ChoiceTest(parameterized.TestCase):
     self.assertEqual(self.choose('gpu', training=True, **drops), 'plain')
     self.assertEqual(self.choose('gpu', training=False, **drops), 'cudnn')
 
+  @parameterized.parameters(
+    ('7.5', 'plain'), ('9.0', 'cudnn'), ('gfx', 'plain')
+  )
+  def test_generations(self, capability, expected):
+    device = mock.Mock(compute_capability=capability)
+    with mock.patch.object(jax, 'local_devices', lambda: [device]):
+      chosen = self.choose('gpu', attention_impl='auto', dtype=jnp.bfloat16)
+    self.assertEqual(chosen, expected)
+
   @parameterized.parameters('xla', 'cudnn')
   def test_no_dropout_in_fused(self, name):
     drops = {'attention_impl': name, 'attention_dropout_rate': 0.1}

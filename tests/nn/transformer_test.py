@@ -367,6 +367,8 @@ class BadInputTest(parameterized.TestCase):
     encoder, variables = make()
     with self.assertRaisesRegex(TypeError, 'ids is float'):
       encoder.apply(variables, IDS.astype(np.float32))
+    with self.assertRaisesRegex(TypeError, 'ids is a list; expected an array'):
+      encoder.apply(variables, IDS.tolist())
     with self.assertRaisesRegex(TypeError, 'attention_mask is int'):
       run(encoder, variables, attention_mask=np.ones_like(IDS))
 

@@ -275,6 +275,14 @@ class HeadsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'positions has shape'):
       model.apply(params, self.ids, positions=jnp.zeros((4, 1), int))
 
+  def test_impossible_labels(self):
+    logits, labels = jnp.zeros((2, 3)), np.array([0, 3])
+    with self.assertRaisesRegex(ValueError, 'labels has values from 0 to 3'):
+      losses.cross_entropy(logits, labels)
+    # No values under jit: NaN, where a gather would take the last class.
+    loss = jax.jit(losses.cross_entropy)(logits, labels)
+    np.testing.assert_array_equal(np.isnan(loss), [False, True])
+
   def test_untied(self):
     model = models.RobertaForMaskedLM(self.config, tie=False)
     params = golden_weights.params()
