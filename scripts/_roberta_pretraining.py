@@ -21,7 +21,6 @@ from jaxpapers.roberta import (
   bpe,
   corpus,
   fsdp,
-  pretrained,
   pretraining,
   pretraining_data,
   sharding,
@@ -97,7 +96,7 @@ def load_tokenizer(config: Any) -> bpe.ByteLevelBPE | None:
       tokenizer = corpus.TokenCorpus(folder).load_tokenizer()
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.{name}: {_one_line(error)}'
+      f'--config.{name}: {one_line(error)}'
     ) from error
   for name, given, own in (
     ('vocab_size', config.vocab_size, tokenizer.vocab_size),
@@ -138,7 +137,7 @@ def make_problem(
   try:
     return _make_problem(config, tokenizer, encoder, own_masks, population)
   except (TypeError, ValueError) as error:
-    raise _command_line.UsageError(f'--config: {_one_line(error)}') from error
+    raise _command_line.UsageError(f'--config: {one_line(error)}') from error
 
 
 def _make_problem(config, tokenizer, encoder, own_masks, population):
@@ -159,7 +158,7 @@ def _make_problem(config, tokenizer, encoder, own_masks, population):
       vocab_size=vocab_size,
       pad_id=pad_id,
       type_vocab_size=2 if pairs else 0,
-      dtype=_dtype(config),
+      dtype=dtype_of(config),
       **config.model.to_dict(),
     )
   _check_encoder(config, encoder, vocab_size, pad_id)
@@ -272,7 +271,8 @@ def _check_encoder(config, encoder, vocab_size, pad_id) -> None:
     )
 
 
-def _dtype(config):
+def dtype_of(config: Any) -> Any:
+  """Type of the computation."""
   return jnp.bfloat16 if config.bfloat16 else jnp.float32
 
 
@@ -308,7 +308,7 @@ def open_text(
     return _open_text(config, folder, tokenizer, format or config.format, most)
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.{name}: {_one_line(error)}'
+      f'--config.{name}: {one_line(error)}'
     ) from error
 
 
@@ -434,88 +434,6 @@ def training_batches(text: Text, mesh: Any, seed: int):
   )
 
 
-def load_initial(config: Any) -> tuple[Any, Any] | None:
-  """Shape and parameters to begin with, of `init_from`; None without it.
-
-  Raises:
-    UsageError: If they cannot be read.
-  """
-  if not config.init_from:
-    return None
-  # What does not change the weights; the shape is the checkpoint's.
-  fields = (
-    'dropout_rate',
-    'attention_dropout_rate',
-    'attention_impl',
-    'padding',
-    'vocab_multiple',
-    'remat',
-    'scan_layers',
-  )
-  try:
-    return pretrained.load_pretrained(
-      epath.Path(config.init_from).expanduser(),
-      heads=('lm_head', 'nsp') if config.format in PAIRS else ('lm_head',),
-      dtype=_dtype(config),
-      **{name: config.model[name] for name in fields},
-    )
-  except (OSError, ValueError) as error:
-    raise _command_line.UsageError(
-      f'--config.init_from: {_one_line(error)}'
-    ) from error
-
-
-def with_params(state: training.TrainState, params: Any) -> training.TrainState:
-  """A state of step 0 with other parameters, lying as its own did.
-
-  Heads that the parameters do not have stay as they are.
-  """
-  given = {name: params.get(name, old) for name, old in state.params.items()}
-  return state.replace(
-    params=jax.tree.map(
-      lambda old, new: jax.device_put(
-        jnp.asarray(new, old.dtype), old.sharding
-      ),
-      state.params,
-      given,
-    )
-  )
-
-
-def export(
-  run: _training_command_line.Run,
-  problem: Problem,
-  params: Any,
-  tokenizer: bpe.ByteLevelBPE,
-  folder: epath.Path,
-) -> None:
-  """Writes model and tokenizer as a Hugging Face folder.
-
-  Args:
-    run: The flags.
-    problem: What was trained.
-    params: Its parameters, on all processes.
-    tokenizer: Its tokenizer.
-    folder: Where to.
-  """
-  params = _gather(params)
-  if not run.first:
-    return
-  pretrained.save_pretrained(str(folder), problem.encoder, params)
-  tokenizer.save(folder)
-  _training_command_line.say(f'The model is in {folder}.')
-
-
-def _gather(params: Any) -> Any:
-  """Parameters in the memory of every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(params)
-  from jax.experimental import multihost_utils
-
-  return jax.tree.map(
-    lambda x: multihost_utils.process_allgather(x, tiled=True), params
-  )
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+  """The message of an error, without its line breaks."""
   return ' '.join(str(error).split())

@@ -36,6 +36,7 @@ Hugging Face and the other roberta programs (--model=WORKDIR/model) read them.
 """
 
 import _command_line
+import _roberta_exchange
 import _roberta_pretraining
 import _training_command_line
 import jax
@@ -54,7 +55,7 @@ flags.adopt_module_key_flags(_training_command_line)
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """What a step is, without text; for scripts/compile_for_tpu.py."""
   tokenizer = _roberta_pretraining.load_tokenizer(config)
-  encoder, _ = _roberta_pretraining.load_initial(config) or (None, None)
+  encoder, _ = _roberta_exchange.load_initial(config) or (None, None)
   return _roberta_pretraining.make_problem(
     config, tokenizer, encoder=encoder
   ).job
@@ -73,7 +74,7 @@ def main() -> int:
     valid = _roberta_pretraining.open_text(
       config, 'valid', tokenizer, most=config.valid_blocks
     )
-  encoder, initial = _roberta_pretraining.load_initial(config) or (None, None)
+  encoder, initial = _roberta_exchange.load_initial(config) or (None, None)
   problem = _roberta_pretraining.make_problem(
     config, tokenizer, encoder=encoder
   )
@@ -83,7 +84,7 @@ def main() -> int:
   job = problem.job
   state = job.state(jax.random.key(config.seed), run.mesh)
   if initial is not None:
-    state = _roberta_pretraining.with_params(state, initial)
+    state = _roberta_exchange.with_params(state, initial)
   try:
     batches = _roberta_pretraining.training_batches(text, run.mesh, config.seed)
   except ValueError as error:
@@ -113,7 +114,7 @@ def main() -> int:
   except training.NonFiniteLossError as error:
     raise _command_line.UsageError(str(error)) from error
   if result.finished:
-    _roberta_pretraining.export(
+    _roberta_exchange.export(
       run, problem, result.state.params, tokenizer, run.workdir / 'model'
     )
   return run.exit_code(result)
