@@ -40,7 +40,8 @@ def check_inputs(
   ):
     if value is not None and not hasattr(value, 'dtype'):
       raise TypeError(
-        f'{name} is a {type(value).__name__}; expected an array [batch, length].'
+        f'{name} is a {type(value).__name__}; expected an array'
+        ' [batch, length].'
       )
   if jnp.ndim(ids) != 2 or 0 in jnp.shape(ids):
     raise ValueError(
