@@ -213,7 +213,9 @@ class Laboratory:
       return {k: np.array(v) for k, v in json.loads(path.read_text()).items()}
     _training_command_line.say(f'{name}: {plan.config.num_steps} steps.')
     problem, step, measures = self._programs(plan, rate, len(seeds))
-    every = max(1, plan.config.num_steps // self._config.evaluations)
+    # Rounded up: the last row of training is then a mean over as many steps as
+    # the others, or nearly.
+    every = -(-plan.config.num_steps // self._config.evaluations)
     evaluations = [
       training.Evaluation(split, function, every, at_start=True, at_end=True)
       for split, function in measures.items()
