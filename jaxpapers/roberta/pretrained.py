@@ -319,6 +319,7 @@ def save_pretrained(
   params: Mapping[str, Any],
   *,
   max_shard_bytes: int | None = None,
+  **head: Any,
 ) -> None:
   """Writes config.json and model.safetensors, as Hugging Face has them.
 
@@ -330,6 +331,7 @@ def save_pretrained(
     config: The encoder's.
     params: Parameters with the heads that they have.
     max_shard_bytes: As for `weights.write_safetensors`.
+    **head: `labels` and `head_dropout_rate` of `config_to_hf`.
 
   Raises:
     WeightMismatchError: A leaf has no name there, such as an adapter's.
@@ -339,7 +341,7 @@ def save_pretrained(
   """
   path = files.as_path(path)
   state = params_to_hf(params, config)
-  content = pretrained_config.config_to_hf(config, params)
+  content = pretrained_config.config_to_hf(config, params, **head)
   path.mkdir(parents=True, exist_ok=True)
   weights.write_safetensors(
     path / 'model.safetensors', state, max_shard_bytes=max_shard_bytes

@@ -1,7 +1,8 @@
 """config.json of Hugging Face and fairseq's arguments, as an EncoderConfig."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -121,18 +122,27 @@ def config_from_hf(
 def config_to_hf(
   config: EncoderConfig,
   params: Mapping[str, Any] | None = None,
+  *,
+  labels: Sequence[str] = (),
+  head_dropout_rate: float | None = None,
 ) -> dict[str, Any]:
   """The content of config.json for an encoder.
 
   Args:
     config: The encoder's.
     params: Its parameters: they say which heads there are.
+    labels: Names of the classes, in the order of the head's outputs; () for
+      LABEL_0 and so on.
+    head_dropout_rate: Of the head; None if it is the encoder's.
 
   Returns:
     A dictionary for JSON: model type bert if positions start at 0, roberta if
     they follow the padding. What Hugging Face has no word for is under the key
     'jaxpapers', and the model type is then one that it refuses, unless it is
     about training alone.
+
+  Raises:
+    ValueError: If there are not as many labels as outputs.
   """
   params = params or {}
   kind = 'bert' if config.position_offset == 0 else 'roberta'
@@ -160,12 +170,20 @@ def config_to_hf(
   if kind == 'roberta':
     # Their order in every vocabulary of fairseq and of ours.
     hf.update(bos_token_id=0, eos_token_id=2)
-  labels = _num_labels(params)
-  if labels is not None:
-    hf['id2label'] = {str(i): f'LABEL_{i}' for i in range(labels)}
-    hf['label2id'] = {f'LABEL_{i}': i for i in range(labels)}
-    if labels == 1:
+  outputs = _num_labels(params)
+  if labels and len(labels) != outputs:
+    raise ValueError(
+      f'labels are {", ".join(labels)}; expected {outputs or "none"}: the'
+      ' outputs of the head.'
+    )
+  if outputs is not None:
+    names = labels or [f'LABEL_{i}' for i in range(outputs)]
+    hf['id2label'] = {str(i): name for i, name in enumerate(names)}
+    hf['label2id'] = {name: i for i, name in enumerate(names)}
+    if outputs == 1:
       hf['problem_type'] = 'regression'
+  if head_dropout_rate is not None:
+    hf['classifier_dropout'] = head_dropout_rate
   understood = dataclasses.asdict(config_from_hf(hf))
   own = {
     name: value
@@ -182,6 +200,67 @@ def config_to_hf(
     own['position_offset'] = config.position_offset
     hf['jaxpapers'] = {**own, 'max_len': config.max_len}
   return hf
+
+
+def labels_from_hf(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of the classes in a config.json, in the order of the outputs.
+
+  Args:
+    config: Its content.
+
+  Returns:
+    The names; () if it gives none or only LABEL_0 and so on.
+
+  Raises:
+    ValueError: If `id2label` is damaged.
+
+  Example:
+    >>> labels_from_hf({'id2label': {'1': 'yes', '0': 'no'}})
+    ('no', 'yes')
+  """
+  found = config.get('id2label') or {}
+  try:
+    names = {int(index): str(name) for index, name in found.items()}
+    labels = tuple(names[index] for index in range(len(names)))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'id2label is {found!r}; expected a name for each of 0, 1, ...'
+    ) from error
+  return () if all(re.fullmatch(r'LABEL_\d+', n) for n in labels) else labels
+
+
+def label_order(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
+  """Which outputs of somebody's head are the classes, in our order.
+
+  Upper case, blanks, hyphens and underscores make no difference.
+
+  Args:
+    theirs: Names of the outputs, of `labels_from_hf`.
+    ours: Names of the classes.
+
+  Returns:
+    Indices of outputs, or None if theirs are other words, or none.
+
+  Raises:
+    ValueError: If there are not as many, or only some are the same.
+
+  Example:
+    >>> label_order(('YES', 'NO'), ('no', 'yes'))
+    [1, 0]
+  """
+  if not theirs:
+    return None
+  plain = [
+    [re.sub(r'[\s_-]', '', name.lower()) for name in names]
+    for names in (theirs, ours)
+  ]
+  shared = set(plain[0]) & set(plain[1])
+  if len(theirs) != len(ours) or len(shared) not in (0, len(ours)):
+    raise ValueError(
+      f'the labels of the model are {", ".join(theirs)}; expected'
+      f' {", ".join(ours)}, in any order.'
+    )
+  return [plain[0].index(name) for name in plain[1]] if shared else None
 
 
 def config_from_fairseq(

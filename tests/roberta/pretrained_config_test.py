@@ -1,5 +1,6 @@
 """Configurations of Hugging Face and fairseq."""
 
+import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 from jaxpapers import weights
@@ -117,6 +118,46 @@ class HuggingFaceTest(parameterized.TestCase):
       written = config_to_hf(config, params)
       self.assertEqual(written['model_type'], 'jaxpapers-encoder')
       self.assertEqual(config_from_hf(written), config)
+
+
+class LabelsTest(parameterized.TestCase):
+  PARAMS = {'classifier': {'output': {'bias': jnp.zeros(3)}}}
+
+  def test_there_and_back(self):
+    config = configs.roberta_base(type_vocab_size=1)
+    names = ('no', 'maybe', 'yes')
+    written = config_to_hf(
+      config, self.PARAMS, labels=names, head_dropout_rate=0.0
+    )
+    self.assertEqual(written['id2label'], {'0': 'no', '1': 'maybe', '2': 'yes'})
+    self.assertEqual(written['label2id'], {'no': 0, 'maybe': 1, 'yes': 2})
+    self.assertEqual(written['classifier_dropout'], 0.0)
+    self.assertEqual(pretrained_config.labels_from_hf(written), names)
+    plain = config_to_hf(config, self.PARAMS)
+    self.assertEqual(plain['id2label']['2'], 'LABEL_2')
+    self.assertNotIn('classifier_dropout', plain)
+    self.assertEqual(pretrained_config.labels_from_hf(plain), ())
+    self.assertEqual(pretrained_config.labels_from_hf({}), ())
+
+  def test_order(self):
+    ours = ('contradiction', 'neutral', 'not_entailment')
+    order = pretrained_config.label_order(
+      ('Not-Entailment', 'CONTRADICTION', 'neutral'), ours
+    )
+    self.assertEqual(order, [1, 2, 0])
+    for theirs in ((), ('a', 'b', 'c')):
+      self.assertIsNone(pretrained_config.label_order(theirs, ours))
+
+  def test_refused(self):
+    for theirs in (('a', 'b'), ('a', 'b', 'x'), ('a', 'a', 'b')):
+      with self.assertRaisesRegex(ValueError, 'expected a, b, c, in any order'):
+        pretrained_config.label_order(theirs, ('a', 'b', 'c'))
+    for damaged in ({'1': 'a'}, ['a'], {'x': 'a'}):
+      with self.assertRaisesRegex(ValueError, 'id2label is'):
+        pretrained_config.labels_from_hf({'id2label': damaged})
+    config = configs.roberta_base(type_vocab_size=1)
+    with self.assertRaisesRegex(ValueError, 'labels are a, b; expected 3'):
+      config_to_hf(config, self.PARAMS, labels=('a', 'b'))
 
 
 class _Shaped:
