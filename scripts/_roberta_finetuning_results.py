@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +33,7 @@ class Best:
     self.step, self.metrics = -1, {}
     if self._path.exists():
       stored = json.loads(self._path.read_text())
-      self.step, self.metrics = stored['step'], stored['metrics']
+      self.step, self.metrics = stored['step'], numbers(stored['metrics'])
 
   def offer(self, step: int, metrics: Mapping[str, float], params: Any) -> None:
     """Keeps parameters if they are the best so far."""
@@ -49,7 +48,7 @@ class Best:
     self.step = step
     self.metrics = {name: float(value) for name, value in metrics.items()}
     if jax.process_index() == 0:
-      text = json.dumps({'step': step, 'metrics': self.metrics})
+      text = to_json({'step': step, 'metrics': self.metrics})
       write_text(self._path, text + '\n')
       if old >= 0 and old != step:
         (self._folder / f'best-{old}').rmtree()
@@ -92,20 +91,19 @@ def conclude(
     found: Seed -> its results.
     export: Writes the model of a folder and a step; None for none.
   """
-  rows = {seed: result['best'] for seed, result in found.items()}
+  rows = {seed: numbers(result['best']) for seed, result in found.items()}
   names = list(next(iter(rows.values())))
-  columns = {
-    name: [float(row[name]) for row in rows.values()] for name in names
-  }
+  columns = {name: [row[name] for row in rows.values()] for name in names}
   summary = {
     'task': task.name,
     'main_metric': task.main_metric,
-    'median': {n: statistics.median(v) for n, v in columns.items()},
-    'mean': {n: statistics.fmean(v) for n, v in columns.items()},
+    # Of numbers one of which is NaN it is NaN.
+    'median': {n: float(np.median(v)) for n, v in columns.items()},
+    'mean': {n: float(np.mean(v)) for n, v in columns.items()},
     'seeds': {str(seed): result for seed, result in found.items()},
   }
   if len(rows) > 1:
-    summary['stdev'] = {n: statistics.stdev(v) for n, v in columns.items()}
+    summary['stdev'] = {n: float(np.std(v, ddof=1)) for n, v in columns.items()}
   best = max(rows, key=lambda seed: _score(rows[seed], task.main_metric))
   summary['best_seed'] = best
   shown = {f'seed {seed}': row for seed, row in rows.items()}
@@ -174,7 +172,30 @@ def gather(params: Any) -> Any:
 def write_results(run: Any, path: epath.Path, content: Any) -> None:
   """Writes JSON, in the first process only."""
   if run.first:
-    write_text(path, json.dumps(content, indent=2) + '\n')
+    write_text(path, to_json(content, indent=2) + '\n')
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+  """JSON as everybody reads it: null is what is no number, NaN."""
+  return json.dumps(_without_nan(content), indent=indent, allow_nan=False)
+
+
+def _without_nan(content):
+  if isinstance(content, Mapping):
+    return {name: _without_nan(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_without_nan(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return None
+  return content
+
+
+def numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
+  """Metrics that were read from JSON, with NaN for null."""
+  return {
+    name: math.nan if value is None else float(value)
+    for name, value in metrics.items()
+  }
 
 
 def remove(run: Any, folder: epath.Path) -> None:
