@@ -1,6 +1,7 @@
 """What the fine-tuning programs share: config, model and training step."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxpapers.roberta import (
   finetune,
   finetune_data,
   pretrained,
+  pretrained_config,
   sharding,
   tasks,
 )
@@ -57,6 +59,11 @@ Fields of a config (change one by --config.FIELD=VALUE):
 """
 
 
+# Tensor parallelism splits the rows of the token table; what is exported has
+# those of the vocabulary.
+_VOCAB_MULTIPLE = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What is to be learned, without data.
@@ -73,6 +80,7 @@ class Task:
     choices: Texts of an example; 0 for one.
     heads: What is taken from the model besides its encoder.
     margin: See `wsc.wsc_loss`.
+    labels: Names of the classes, in the order of the head's outputs.
   """
 
   name: str
@@ -85,6 +93,7 @@ class Task:
   choices: int = 0
   heads: tuple[str, ...] = ()
   margin: tuple[float, float] | None = None
+  labels: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +223,9 @@ def _load_base(config, task):
     'remat': config.remat,
     'scan_layers': config.scan_layers,
   }
+  if 'tensor' in config.sharding:
+    # 50265 rows cannot be split over any even number of devices.
+    changes['vocab_multiple'] = _VOCAB_MULTIPLE
   for name in ('dropout', 'attention_dropout'):
     if config[name] >= 0:
       changes[f'{name}_rate'] = config[name]
@@ -254,12 +266,31 @@ def _wants_head(config) -> bool:
   return config.keep_head or config.evaluate_only
 
 
+def make_model(
+  task: Task, encoder: transformer.EncoderConfig, params: Any
+) -> Any:
+  """The model of a task, its masked-LM head tied unless that of params is not.
+
+  Args:
+    task: The task.
+    encoder: Shape of the model.
+    params: What it starts from, None for random ones.
+
+  Returns:
+    The model.
+  """
+  found = task.make_model(encoder)
+  if 'lm_head' not in task.heads:
+    return found
+  return found.clone(tie='decoder' not in (params or {}).get('lm_head', {}))
+
+
 def _fitting(params, encoder, task, config):
   """The parts of a model that the task's has, too."""
   ids = jnp.zeros((1, *([task.choices] * bool(task.choices)), 4), jnp.int32)
   if task.kind == 'wsc':
     ids = ids[:, 0]
-  model = task.make_model(encoder)
+  model = make_model(task, encoder, params)
   wanted = jax.eval_shape(model.init, jax.random.key(0), ids)['params']
   lacking = sorted(set(wanted) - set(params))
   if _wants_head(config) and lacking:
@@ -267,7 +298,29 @@ def _fitting(params, encoder, task, config):
       f'{config.model} has no {", ".join(lacking)}; keep_head and evaluate_only'
       ' need a model that was fine-tuned'
     )
+  if _wants_head(config) and task.labels:
+    params = _in_our_order(params, config, task)
   return {name: params[name] for name in wanted if name in params}
+
+
+def _in_our_order(params, config, task):
+  """Parameters whose head has its outputs in the order of the task's labels."""
+  path = epath.Path(config.model).expanduser() / 'config.json'
+  if not path.exists():  # fairseq's, which has no names.
+    return params
+  theirs = pretrained_config.labels_from_hf(json.loads(path.read_text()))
+  order = pretrained_config.label_order(theirs, task.labels)
+  if order is None:
+    if theirs:
+      _training_command_line.say(
+        f'The labels of the model, {", ".join(theirs)}, are taken as'
+        f' {", ".join(task.labels)}, in this order.'
+      )
+    return params
+  output = jax.tree.map(
+    lambda x: x[..., jnp.array(order)], params['classifier']['output']
+  )
+  return params | {'classifier': params['classifier'] | {'output': output}}
 
 
 def max_len(config: Any, encoder: transformer.EncoderConfig) -> int:
@@ -355,7 +408,7 @@ def _make_job(config, task, base, examples):
     eps=config.eps,
     clip_norm=config.clip_norm or None,
   )
-  model = task.make_model(base.encoder)
+  model = make_model(task, base.encoder, base.params)
   longest = max_len(config, base.encoder)
   rows = (size, task.choices) if task.choices else (size,)
   batch = {

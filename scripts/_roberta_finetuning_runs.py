@@ -40,7 +40,7 @@ class Predictor:
     base: _roberta_finetuning.Base,
     mesh: Any,
   ):
-    model = task.make_model(base.encoder)
+    model = _roberta_finetuning.make_model(task, base.encoder, base.params)
     self._predict = finetune.make_predict(model, task.kind, mesh=mesh)
     self._lengths, self._mesh = (
       _roberta_finetuning.lengths(config, base.encoder),
@@ -131,7 +131,7 @@ def run_task(
     return run.exit_code(stop.result)
   except training.NonFiniteLossError as error:
     raise _command_line.UsageError(str(error)) from error
-  results_lib.conclude(run, task, found, export=_exporter(run, base, job))
+  results_lib.conclude(run, task, found, export=_exporter(run, task, base, job))
   return 0
 
 
@@ -214,7 +214,7 @@ def _one_seed(
   return found
 
 
-def _exporter(run, base, job):
+def _exporter(run, task, base, job):
   """Function that writes the model of a seed's folder; None for no export."""
   if not run.config.export:
     return None
@@ -233,6 +233,12 @@ def _exporter(run, base, job):
     )
     if base.tokenizer is not None:
       base.tokenizer.save(target)
-    pretrained.save_pretrained(str(target), plain, params)
+    pretrained.save_pretrained(
+      str(target),
+      plain,
+      params,
+      labels=task.labels,
+      head_dropout_rate=run.config.head_dropout,
+    )
 
   return export

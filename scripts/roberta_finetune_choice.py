@@ -100,7 +100,7 @@ def main() -> int:
   longest = _roberta_finetuning.max_len(config, base.encoder)
   try:
     examples = {
-      name: _encode(config, split, base.tokenizer, longest)
+      name: _encode(config, name, split, base.tokenizer, longest)
       for name, split in splits.items()
     }
   except ValueError as error:
@@ -192,6 +192,9 @@ def _load(config):
   for name in ('train', 'dev'):
     if any(example.label is None for example in splits.get(name, ())):
       raise _command_line.UsageError(f'--data: {name} has no labels')
+  if config.task == 'wsc':
+    for name, split in splits.items():
+      _say_lone(name, split)
   if config.task in ('wsc', 'winogrande') and 'train' in splits:
     positive = wsc.positive_examples(splits['train'])
     if not positive:
@@ -200,6 +203,17 @@ def _load(config):
       )
     splits['train'] = positive
   return splits
+
+
+def _say_lone(name, split) -> None:
+  """Says how many sentences show nothing of what the model knows."""
+  lone = sum(not example.candidates for example in split)
+  if lone:
+    what = 'nothing to learn' if name == 'train' else 'the query wins'
+    _training_command_line.say(
+      f'{name}: {lone} of {len(split)} rows have no candidates to compare the'
+      f' query with: {what}.'
+    )
 
 
 def _read(config, folder, index):
@@ -214,7 +228,7 @@ def _read(config, folder, index):
   return load(folder / name)
 
 
-def _encode(config, split, tokenizer, longest):
+def _encode(config, name, split, tokenizer, longest):
   if config.task in _CHOICES:
     if config.task == 'race':
       ids = choice.encode_race(
@@ -229,7 +243,11 @@ def _encode(config, split, tokenizer, longest):
     fields = {} if labels is None else {'label': labels}
   else:
     tokens = wsc.encode_wsc(
-      split, tokenizer, max_candidates=config.max_candidates, max_len=longest
+      split,
+      tokenizer,
+      # Fewer save memory in training, and would make a query win on dev.
+      max_candidates=config.max_candidates if name == 'train' else None,
+      max_len=longest,
     )
     ids, fields = tokens.ids, tokens.fields
   return finetune_data.TokenExamples(ids, fields, tokenizer.pad_id)

@@ -121,6 +121,7 @@ def _task(config) -> _roberta_finetuning.Task:
     task.main_metric,
     _SIZES[task.name],
     {'label': ((), dtype)},
+    labels=task.labels,
   )
 
 

@@ -12,6 +12,7 @@ def get_config():
     max_option_len=128,
     # Of WSC and WinoGrande: (alpha, beta), () for the cross entropy.
     margin=(),
+    # Of a sentence of WSC in training; on dev and test there are all.
     max_candidates=16,
     winogrande_size='xl',
   )
