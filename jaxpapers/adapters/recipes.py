@@ -111,12 +111,13 @@ def tradeoff_config(variant: str = 'small') -> ml_collections.ConfigDict:
   config.modes = ('full', 'adapter', 'top_k', 'layer_norm', 'head')
   if variant == 'small':
     config.sizes, config.layers = (4, 16, 64), (1, 2)
+    # The paper's for GLUE. Tiny models want larger ones of full fine-tuning.
     config.learning_rates = {
-      'full': (1e-3,),
-      'top_k': (1e-3,),
-      'adapter': (3e-3,),
-      'layer_norm': (3e-3,),
-      'head': (3e-3,),
+      'full': (3e-5, 3e-4),
+      'top_k': (3e-5, 3e-4),
+      'adapter': (3e-4, 3e-3),
+      'layer_norm': (3e-4, 3e-3),
+      'head': (3e-4, 3e-3),
     }
     config.epoch_grid = (6,)
   elif variant == 'paper':
