@@ -116,6 +116,11 @@ def _checked(values, ids, impl):
   return values, jnp.where(ids < 0, values.shape[0], ids)
 
 
+# Compiled once for each shape, also where the caller compiles nothing.
+_compiled = functools.partial(jax.jit, static_argnames='impl')
+
+
+@_compiled
 def _sum_rows(impl, values, ids, weights):
   """Sums of weighted rows, [T, D]."""
   dtype = _wide(values, weights)
@@ -141,6 +146,7 @@ def _sum_rows(impl, values, ids, weights):
   return _choose(impl, scan, gather, values, ids, weights)
 
 
+@_compiled
 def _dot_rows(impl, values, ids, x):
   """Products of rows with a vector of each token, [T, R]."""
   dtype = _wide(values, x)
@@ -161,10 +167,9 @@ def _dot_rows(impl, values, ids, x):
   return _choose(impl, scan, gather, values, ids, x.astype(dtype))
 
 
-def _add_rows(values, ids, weights, x):
+@jax.jit
+def _scatter_rows(values, ids, weights, x):
   """The gradient of the table: weights[t, r] * x[t] in row ids[t, r]."""
-  if not jnp.issubdtype(values.dtype, jnp.floating):
-    return np.zeros(values.shape, jax.dtypes.float0)
   dtype = _wide(values, weights)
   x = x.astype(dtype)
 
@@ -175,6 +180,13 @@ def _add_rows(values, ids, weights, x):
   start = jnp.zeros(values.shape, dtype)
   total, _ = jax.lax.scan(add, start, (ids.T, weights.T.astype(dtype)))
   return total.astype(values.dtype)
+
+
+def _add_rows(values, ids, weights, x):
+  """The gradient of a table; that of integers is none."""
+  if not jnp.issubdtype(values.dtype, jnp.floating):
+    return np.zeros(values.shape, jax.dtypes.float0)
+  return _scatter_rows(values, ids, weights, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
