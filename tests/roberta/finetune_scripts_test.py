@@ -123,6 +123,9 @@ class GlueTest(ScriptsTestCase):
     config = json.loads((workdir / 'config.json').read_text())
     self.assertEqual(config['task'], 'SST-2')
     self.assertEqual(config['seeds'], [1, 2])
+    exported = json.loads((workdir / 'model/config.json').read_text())
+    self.assertEqual(exported['id2label'], {'0': '0', '1': '1'})
+    self.assertEqual(exported['classifier_dropout'], 0.0)
     # The exported model answers as the best one did.
     best = results['best_seed']
     done, evaluated = self.run_script(
@@ -306,21 +309,37 @@ class ChoiceTest(ScriptsTestCase):
         target = {'span1_text': span, 'span2_text': 'it', 'span2_index': 6}
         row = {'text': text.format(first, second), 'target': target}
         rows.append({**row, 'label': label, 'idx': len(rows)})
-    for name in ('train', 'val'):
-      self.write_json_lines(f'{name}.jsonl', rows)
+    lone = {**rows[0], 'text': 'The cat saw one fish and it ran.', 'idx': 20}
+    self.write_json_lines('train.jsonl', [*rows, lone])
+    self.write_json_lines('val.jsonl', rows)
     for row in rows:
       del row['label']
     self.write_json_lines('test.jsonl', rows)
-    _, workdir = self.run_script(
+    done, workdir = self.run_script(
       'roberta_finetune_choice',
       'wsc',
       '--task=wsc',
       *CHOICE,
       '--config.margin=(1.0, 0.0)',
     )
-    lines = (workdir / 'seed1/test_predictions.jsonl').read_text().splitlines()
-    self.assertIn(json.loads(lines[3])['label'], ('True', 'False'))
-    self.assertEqual(json.loads(lines[3])['idx'], 3)
+    self.assertIn('train: 1 of 21 rows have no candidates', done.stdout)
+    self.assertNotIn('dev:', done.stdout)
+    text = (workdir / 'seed1/test_predictions.jsonl').read_text()
+    answers = [json.loads(line) for line in text.splitlines()]
+    self.assertEqual([a['idx'] for a in answers], list(range(20)))
+    # Of two phrases one wins.
+    for one, other in zip(answers[::2], answers[1::2]):
+      self.assertCountEqual([one['label'], other['label']], ['True', 'False'])
+    # However few candidates training has, there are all on dev and test.
+    _, again = self.run_script(
+      'roberta_finetune_choice',
+      'again',
+      '--task=wsc',
+      f'--model={workdir / "model"}',
+      '--config.evaluate_only',
+      '--config.max_candidates=0',
+    )
+    self.assertEqual((again / 'test_predictions.jsonl').read_text(), text)
     rows = [
       {
         'qID': str(i),
