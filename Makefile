@@ -45,7 +45,7 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist load -m slow
 
-test-nightly: $(VENV)/installed-test
+test-nightly: $(VENV)/installed-test $(VENV)/installed-tpu
 	$(BIN)/python -m pytest -n $(JOBS) --dist load -m nightly
 
 # libtpu is a large download: it is in no other target.

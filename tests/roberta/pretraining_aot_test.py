@@ -15,7 +15,7 @@ _CONFIG = scripts.ROOT / 'scripts' / 'configs' / 'roberta' / 'pretrain_large.py'
 
 
 class LargeBatchTest(absltest.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_fits(self):
     if importlib.util.find_spec('libtpu') is None:
       raise unittest.SkipTest(
