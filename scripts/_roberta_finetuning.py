@@ -305,6 +305,12 @@ def _fitting(params, encoder, task, config):
 
 def _in_our_order(params, config, task):
   """Parameters whose head has its outputs in the order of the task's labels."""
+  outputs = len(params['classifier']['output']['bias'])
+  if outputs != len(task.labels):
+    raise ValueError(
+      f'the head of {config.model} has {outputs} outputs; {task.name} has the'
+      f' labels {", ".join(task.labels)}'
+    )
   path = epath.Path(config.model).expanduser() / 'config.json'
   if not path.exists():  # fairseq's, which has no names.
     return params

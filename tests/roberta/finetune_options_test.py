@@ -119,6 +119,11 @@ class LabelsTest(FolderTestCase):
   def test_a_head_of_another_task(self):
     usage_error = script('_command_line').UsageError
     self.save(
+      models.RobertaForSequenceClassification(tiny.config(), num_labels=2)
+    )
+    with self.assertRaisesRegex(usage_error, 'has 2 outputs; .* contradiction'):
+      self.load(evaluate_only=True)
+    self.save(
       self.classifier(tiny.config()), labels=('neutral', 'joy', 'anger')
     )
     with self.assertRaisesRegex(usage_error, 'joy, anger; expected contrad'):
