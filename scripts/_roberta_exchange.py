@@ -46,6 +46,11 @@ def load_initial(config: Any) -> tuple[Any, Any] | None:
     ) from error
 
 
+def is_tied(params: Any) -> bool:
+  """Whether parameters to begin with, or None, have no output table."""
+  return params is None or 'decoder' not in params.get('lm_head', {})
+
+
 def with_params(state: training.TrainState, params: Any) -> training.TrainState:
   """A state of step 0 with other parameters, lying as its own did.
 

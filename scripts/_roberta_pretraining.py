@@ -116,6 +116,7 @@ def make_problem(
   tokenizer: bpe.ByteLevelBPE | None = None,
   *,
   encoder: transformer.EncoderConfig | None = None,
+  tie: bool = True,
   own_masks: bool = False,
   population: int = 0,
 ) -> Problem:
@@ -125,6 +126,7 @@ def make_problem(
     config: See `pretraining_recipes.FIELDS`.
     tokenizer: Of which the config takes sizes.
     encoder: Shape of the model, if it is that of a checkpoint.
+    tie: Whether the output projection is the token table.
     own_masks: See `pretraining.make_init`.
     population: Number of members.
 
@@ -135,12 +137,12 @@ def make_problem(
     UsageError: If a field does not fit.
   """
   try:
-    return _make_problem(config, tokenizer, encoder, own_masks, population)
+    return _make_problem(config, tokenizer, encoder, tie, own_masks, population)
   except (TypeError, ValueError) as error:
     raise _command_line.UsageError(f'--config: {one_line(error)}') from error
 
 
-def _make_problem(config, tokenizer, encoder, own_masks, population):
+def _make_problem(config, tokenizer, encoder, tie, own_masks, population):
   check(config)
   pairs = config.format in PAIRS
   vocab_size = config.vocab_size or (tokenizer and tokenizer.vocab_size)
@@ -162,7 +164,7 @@ def _make_problem(config, tokenizer, encoder, own_masks, population):
       **config.model.to_dict(),
     )
   _check_encoder(config, encoder, vocab_size, pad_id)
-  model = model_lib.RobertaForMaskedLM(encoder, nsp=pairs)
+  model = model_lib.RobertaForMaskedLM(encoder, tie=tie, nsp=pairs)
   masking = config.masking
   word_starts = None
   if masking.whole_words:

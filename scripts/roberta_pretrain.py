@@ -55,9 +55,12 @@ flags.adopt_module_key_flags(_training_command_line)
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """What a step is, without text; for scripts/compile_for_tpu.py."""
   tokenizer = _roberta_pretraining.load_tokenizer(config)
-  encoder, _ = _roberta_exchange.load_initial(config) or (None, None)
+  encoder, initial = _roberta_exchange.load_initial(config) or (None, None)
   return _roberta_pretraining.make_problem(
-    config, tokenizer, encoder=encoder
+    config,
+    tokenizer,
+    encoder=encoder,
+    tie=_roberta_exchange.is_tied(initial),
   ).job
 
 
@@ -76,7 +79,10 @@ def main() -> int:
     )
   encoder, initial = _roberta_exchange.load_initial(config) or (None, None)
   problem = _roberta_pretraining.make_problem(
-    config, tokenizer, encoder=encoder
+    config,
+    tokenizer,
+    encoder=encoder,
+    tie=_roberta_exchange.is_tied(initial),
   )
   run = _roberta_pretraining.start(
     size // config.accumulate for size in text.batch_sizes

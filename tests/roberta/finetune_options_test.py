@@ -16,7 +16,13 @@ import pytest
 from absl.testing import absltest, parameterized
 from etils import epath
 
-from jaxpapers.roberta import bpe, finetune_recipes, pretrained, tasks
+from jaxpapers.roberta import (
+  bpe,
+  finetune_recipes,
+  pretrained,
+  pretraining_recipes,
+  tasks,
+)
 from jaxpapers.roberta import model as models
 from tests.helpers import devices, scripts
 from tests.roberta import tiny
@@ -74,6 +80,25 @@ class ModelTest(FolderTestCase):
     expected = jax.jit(untied.apply)({'params': params}, ids)
     got = jax.jit(model.apply)({'params': base.params}, ids)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+  def test_pre_training_goes_on_untied(self):
+    self.save(models.RobertaForMaskedLM(tiny.config(), tie=False))
+    exchange = script('_roberta_exchange')
+    config = pretraining_recipes.pretrain_config('tiny')
+    config.block_size = 32
+    config.tokenizer = config.init_from = str(self.folder / 'model')
+    encoder, initial = exchange.load_initial(config)
+    problem = script('_roberta_pretraining').make_problem(
+      config,
+      bpe.ByteLevelBPE.from_directory(config.tokenizer),
+      encoder=encoder,
+      tie=exchange.is_tied(initial),
+    )
+    params, _ = jax.eval_shape(problem.job.init, jax.random.key(0))
+    self.assertEqual(
+      jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, initial)
+    )
+    self.assertTrue(exchange.is_tied(None))
     # The step has a place for the table, too.
     job = lib.make_job(self.config(), task, base)
     state = jax.eval_shape(lambda: job.state(jax.random.key(0), None))
