@@ -80,12 +80,19 @@ class ModelTest(FolderTestCase):
     expected = jax.jit(untied.apply)({'params': params}, ids)
     got = jax.jit(model.apply)({'params': base.params}, ids)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    # The step has a place for the table, too.
+    job = lib.make_job(self.config(), task, base)
+    state = jax.eval_shape(lambda: job.state(jax.random.key(0), None))
+    self.assertEqual(
+      state.params['lm_head']['decoder'].shape,
+      base.params['lm_head']['decoder'].shape,
+    )
 
   def test_pre_training_goes_on_untied(self):
     self.save(models.RobertaForMaskedLM(tiny.config(), tie=False))
     exchange = script('_roberta_exchange')
     config = pretraining_recipes.pretrain_config('tiny')
-    config.block_size = 32
+    config.block_size, config.vocab_size, config.mask_id = 32, 0, -1
     config.tokenizer = config.init_from = str(self.folder / 'model')
     encoder, initial = exchange.load_initial(config)
     problem = script('_roberta_pretraining').make_problem(
@@ -99,13 +106,6 @@ class ModelTest(FolderTestCase):
       jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, initial)
     )
     self.assertTrue(exchange.is_tied(None))
-    # The step has a place for the table, too.
-    job = lib.make_job(self.config(), task, base)
-    state = jax.eval_shape(lambda: job.state(jax.random.key(0), None))
-    self.assertEqual(
-      state.params['lm_head']['decoder'].shape,
-      base.params['lm_head']['decoder'].shape,
-    )
 
   def test_rows_for_tensor_parallelism(self):
     lib = script('_roberta_finetuning')
