@@ -67,7 +67,10 @@ def make_job(config: ml_collections.ConfigDict) -> training.Job:
 def main() -> int:
   """Trains, and exports."""
   config = _training_command_line.read_config()
-  _roberta_pretraining.check(config)
+  try:
+    _roberta_pretraining.check(config)
+  except ValueError as error:
+    raise _command_line.UsageError(f'--config: {error}') from error
   tokenizer = _roberta_pretraining.load_tokenizer(config)
   text = _roberta_pretraining.open_text(
     config, 'corpus', tokenizer, most=config.max_blocks

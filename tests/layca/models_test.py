@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca
@@ -111,6 +112,7 @@ class ArchitectureTest(parameterized.TestCase):
 
 class BehaviourTest(parameterized.TestCase):
   @parameterized.parameters(*small_networks())
+  @pytest.mark.nightly
   def test_padding_enters_nothing(self, name):
     model, shape = small_networks()[name]
     rng = np.random.default_rng(0)

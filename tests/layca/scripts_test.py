@@ -149,6 +149,7 @@ class ScriptsTest(parameterized.TestCase):
     self.assertIn('nothing left to train', text)
     self.assertEqual((folder / 'curves.npz').read_bytes(), before)
 
+  @pytest.mark.slow
   def test_sweep(self):
     folder = self.folder / 'run'
     paper = self.folder / 'paper.json'

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import product_keys as pk
@@ -268,6 +269,7 @@ class BadInputTest(parameterized.TestCase):
 
 
 class ShardingTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_on_8_devices(self):
     devices.run(
       """

@@ -114,6 +114,7 @@ class ScriptsTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
     return done.stdout
 
+  @pytest.mark.slow
   def test_documents_of_several_lengths_to_a_folder(self):
     out = self.run_script(
       'roberta_pretrain',

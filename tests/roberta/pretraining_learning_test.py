@@ -131,7 +131,7 @@ class LearningTest(absltest.TestCase):
     self.assertLess(loss, entropy - 0.7)
 
   @pytest.mark.data
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_new_masks_are_worth_more_than_one(self):
     tokenizer, train, test = corpora()
     epochs, seeds = 40, 3

@@ -252,7 +252,7 @@ class MeshTest(absltest.TestCase):
     # With dropout and unequal counts.
     self.compare([('data:2,fsdp:2,model:2', 'fsdp+tensor')], [1 / 4])
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_other_meshes(self):
     cases = [
       ('data:8', 'data'),

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import (
@@ -108,6 +109,7 @@ class DerivativeTest(parameterized.TestCase):
     np.testing.assert_allclose(reverse, forward, rtol=1e-10)
 
   @parameterized.parameters('direct', 'mgcg')
+  @pytest.mark.nightly
   def test_hessian_vector_products(self, solver):
     gradient = jax.jit(jax.grad(self.value(solver)))
     h = 1e-5
@@ -143,6 +145,7 @@ class DerivativeTest(parameterized.TestCase):
       jnp.vdot(gradient, forces), 2 * value(forces), rtol=1e-12
     )
 
+  @pytest.mark.nightly
   def test_displacements_are_differentiable(self):
     def corner(x):
       u, _ = fem.solve_displacement(
@@ -258,6 +261,7 @@ class MeshTest(parameterized.TestCase):
       self.assertLessEqual(py * px, 1.6 * ny * nx)
 
   @parameterized.parameters('direct', 'mgcg')
+  @pytest.mark.nightly
   def test_mixed_precision_reaches_the_same_tolerance(self, solver):
     name = 'l_shape_0.4_64x64_0.4'
     problem = problems.get_problem(name)

@@ -236,6 +236,7 @@ class ParityTest(parameterized.TestCase):
 
 class MultigridTest(parameterized.TestCase):
   @parameterized.parameters(*QUICK)
+  @pytest.mark.nightly
   def test_iterations_and_compliance(self, name):
     self._check(name)
 
@@ -264,6 +265,7 @@ class MultigridTest(parameterized.TestCase):
       rtol=1e-8,
     )
 
+  @pytest.mark.nightly
   def test_preconditioner_is_symmetric_and_positive(self):
     rng = np.random.default_rng(1)
     youngs = jnp.asarray(1e-9 + rng.random((32, 64)) ** 3)
@@ -281,6 +283,7 @@ class MultigridTest(parameterized.TestCase):
     self.assertGreater(float(jnp.vdot(a, m_a)), 0)
     np.testing.assert_array_equal(np.asarray(m_a)[mask == 0], 0)
 
+  @pytest.mark.nightly
   def test_initial_guess_saves_iterations(self):
     name = 'mbb_beam_96x32_0.5'
     problem = problems.get_problem(name)
@@ -319,6 +322,7 @@ class NeverSilentTest(parameterized.TestCase):
     self.island = np.where(noise < 0.5, 1.0, 1e-9)
     self.problem = families.mbb_beam(72, 72, 0.5)
 
+  @pytest.mark.slow
   def test_auto_falls_back_where_multigrid_diverges(self):
     args = self.youngs, self.problem.nodal_forces, self.problem.free
     u, info = fem.solve_displacement(*args, maxiter=40)
@@ -328,6 +332,7 @@ class NeverSilentTest(parameterized.TestCase):
     exact, _ = fem.solve_displacement(*args, solver='host')
     np.testing.assert_allclose(u, exact, rtol=0, atol=1e-5 * np.abs(u).max())
 
+  @pytest.mark.nightly
   def test_what_no_solver_can_reach_is_reported(self):
     args = self.island, self.problem.nodal_forces, self.problem.free
     u, info = fem.solve_displacement(*args, maxiter=40)
@@ -346,6 +351,7 @@ class NeverSilentTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'accept=1e-09 and tol=1e-08'):
       fem.compliance(*args, accept=1e-9)
 
+  @pytest.mark.nightly
   def test_auto_rescues_only_the_failed_examples_of_a_batch(self):
     easy = np.full_like(self.youngs, 0.2)
     batch = jnp.stack([easy, self.youngs])

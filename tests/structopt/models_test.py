@@ -348,6 +348,7 @@ class CNNDesignTest(parameterized.TestCase):
     kernel = _init(design)['params']['dense']['kernel']
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(4), atol=1e-5)
 
+  @pytest.mark.nightly
   def test_first_density_is_finite(self):
     problem = families.mbb_beam(32, 16, 0.4)
     design = models.CNNDesign(nely=16, nelx=32)
@@ -360,6 +361,7 @@ class CNNDesignTest(parameterized.TestCase):
     self.assertTrue(0 < compliance < 1e6, compliance)
 
   @parameterized.parameters(0.0, 1.0, 10.0)
+  @pytest.mark.nightly
   def test_offset_scale(self, scale):
     design = _SMALL.clone(latent_size=64, offset_scale=scale)
     variables = _init(design)
@@ -374,6 +376,7 @@ class CNNDesignTest(parameterized.TestCase):
       _apply(design, variables), before + 0.5 * scale, rtol=1e-5, atol=1e-5
     )
 
+  @pytest.mark.nightly
   def test_seeds_are_independent_under_vmap(self):
     variables = [_init(_SMALL, seed) for seed in range(3)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
@@ -382,6 +385,7 @@ class CNNDesignTest(parameterized.TestCase):
       # The batched products round differently.
       np.testing.assert_allclose(together, _apply(_SMALL, alone), atol=1e-4)
 
+  @pytest.mark.nightly
   def test_vmapped_initialization(self):
     keys = jax.random.split(jax.random.key(0), 2)
     batch = jax.jit(jax.vmap(_SMALL.init))(keys)

@@ -207,6 +207,7 @@ class OptimizeTest(parameterized.TestCase):
       shorter.best_design.astype(np.float32), run.frames[0]
     )
 
+  @pytest.mark.nightly
   def test_best_design_has_the_best_loss(self):
     for method in ('mma', 'pixel-lbfgs'):
       run = runner.optimize(_small(), method, steps=15)
@@ -215,6 +216,7 @@ class OptimizeTest(parameterized.TestCase):
       )(run.best_design)
       np.testing.assert_allclose(float(value), run.best_loss, rtol=1e-7)
 
+  @pytest.mark.nightly
   def test_starts(self):
     key = jax.random.key(3)
     by_key = runner.optimize(
@@ -277,6 +279,7 @@ class OptimizeTest(parameterized.TestCase):
       np.testing.assert_allclose(run.best_design[:2], 1.0)
 
   @parameterized.parameters('device', 'scipy')
+  @pytest.mark.nightly
   def test_a_trial_with_its_load_on_an_island_is_survived(self, backend):
     # The third evaluation of this seed leaves the load on an island of solid:
     # displacements of 1e9, and a residual that rounding keeps above the
@@ -335,6 +338,7 @@ class OptimizeTest(parameterized.TestCase):
 
 class BatchTest(parameterized.TestCase):
   @parameterized.parameters('cnn-lbfgs', 'mma')
+  @pytest.mark.nightly
   def test_equals_single_runs(self, method):
     self._check_equals_single_runs(method)
 
@@ -369,6 +373,7 @@ class BatchTest(parameterized.TestCase):
     for run in runs:
       self.assertLess(run.best_loss, 0.6 * run.losses[0])
 
+  @pytest.mark.slow
   def test_eight_devices_equal_one(self):
     # Five runs on eight devices: three of them pad.
     code = """
