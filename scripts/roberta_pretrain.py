@@ -75,6 +75,12 @@ def main() -> int:
   text = _roberta_pretraining.open_text(
     config, 'corpus', tokenizer, most=config.max_blocks
   )
+  for source, size in zip(text.sources, text.batch_sizes):
+    if size > len(source):
+      raise _command_line.UsageError(
+        f'--config.batch_size: the corpus has {len(source)} sequences, fewer'
+        f' than a batch of {size}'
+      )
   valid = None
   if config.valid:
     valid = _roberta_pretraining.open_text(
@@ -94,10 +100,7 @@ def main() -> int:
   state = job.state(jax.random.key(config.seed), run.mesh)
   if initial is not None:
     state = _roberta_exchange.with_params(state, initial)
-  try:
-    batches = _roberta_pretraining.training_batches(text, run.mesh, config.seed)
-  except ValueError as error:
-    raise _command_line.UsageError(f'--config.batch_size: {error}') from error
+  batches = _roberta_pretraining.training_batches(text, run.mesh, config.seed)
   _training_command_line.say(
     f'{len(text)} sequences, {batches.steps_per_epoch} steps an epoch.'
   )
