@@ -149,6 +149,11 @@ def _short(message: str) -> str:
   return ' '.join(message.split())
 
 
+def one_line(error: Exception) -> str:
+  """The message of an error, without its line breaks."""
+  return ' '.join(str(error).split())
+
+
 def fail(message: str):
   """Ends the process with one line and exit code 2."""
   name = os.path.basename(sys.argv[0])

@@ -42,7 +42,7 @@ def load_initial(config: Any) -> tuple[Any, Any] | None:
     )
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.init_from: {_roberta_pretraining.one_line(error)}'
+      f'--config.init_from: {_command_line.one_line(error)}'
     ) from error
 
 

@@ -207,7 +207,9 @@ def load_base(config: Any, task: Task) -> Base:
   try:
     return _load_base(config, task)
   except (OSError, TypeError, ValueError) as error:
-    raise _command_line.UsageError(f'--model: {one_line(error)}') from error
+    raise _command_line.UsageError(
+      f'--model: {_command_line.one_line(error)}'
+    ) from error
 
 
 def _load_base(config, task):
@@ -387,7 +389,9 @@ def make_job(
   try:
     return _make_job(config, task, base, examples or task.num_examples)
   except (TypeError, ValueError) as error:
-    raise _command_line.UsageError(f'--config: {one_line(error)}') from error
+    raise _command_line.UsageError(
+      f'--config: {_command_line.one_line(error)}'
+    ) from error
 
 
 def _make_job(config, task, base, examples):
@@ -438,8 +442,3 @@ def _make_job(config, task, base, examples):
     accumulate=config.accumulate,
     compute_dtype=jnp.bfloat16 if config.bfloat16 else None,
   )
-
-
-def one_line(error: Exception) -> str:
-  """The text of an error in one line."""
-  return ' '.join(str(error).split())

@@ -96,7 +96,7 @@ def load_tokenizer(config: Any) -> bpe.ByteLevelBPE | None:
       tokenizer = corpus.TokenCorpus(folder).load_tokenizer()
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.{name}: {one_line(error)}'
+      f'--config.{name}: {_command_line.one_line(error)}'
     ) from error
   for name, given, own in (
     ('vocab_size', config.vocab_size, tokenizer.vocab_size),
@@ -139,7 +139,9 @@ def make_problem(
   try:
     return _make_problem(config, tokenizer, encoder, tie, own_masks, population)
   except (TypeError, ValueError) as error:
-    raise _command_line.UsageError(f'--config: {one_line(error)}') from error
+    raise _command_line.UsageError(
+      f'--config: {_command_line.one_line(error)}'
+    ) from error
 
 
 def _make_problem(config, tokenizer, encoder, tie, own_masks, population):
@@ -310,7 +312,7 @@ def open_text(
     return _open_text(config, folder, tokenizer, format or config.format, most)
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.{name}: {one_line(error)}'
+      f'--config.{name}: {_command_line.one_line(error)}'
     ) from error
 
 
@@ -434,8 +436,3 @@ def training_batches(text: Text, mesh: Any, seed: int):
     process_index=index,
     process_count=count,
   )
-
-
-def one_line(error: Exception) -> str:
-  """The message of an error, without its line breaks."""
-  return ' '.join(str(error).split())

@@ -105,7 +105,7 @@ def main() -> int:
     }
   except ValueError as error:
     raise _command_line.UsageError(
-      f'--data: {_roberta_finetuning.one_line(error)}'
+      f'--data: {_command_line.one_line(error)}'
     ) from error
   run = _training_command_line.start()
   return _roberta_finetuning_runs.run_task(
@@ -187,7 +187,7 @@ def _load(config):
       _training_command_line.say(f'{config.task} has no test set here.')
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--data: {_roberta_finetuning.one_line(error)}'
+      f'--data: {_command_line.one_line(error)}'
     ) from error
   for name in ('train', 'dev'):
     if any(example.label is None for example in splits.get(name, ())):

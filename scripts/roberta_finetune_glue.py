@@ -147,7 +147,7 @@ def _load(config, task) -> dict[str, glue.GlueSplit]:
         _training_command_line.say(f'{task.name} has no {name} here.')
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--data: {_roberta_finetuning.one_line(error)}'
+      f'--data: {_command_line.one_line(error)}'
     ) from error
   return splits
 

@@ -148,7 +148,7 @@ def _load(config) -> dict[str, list[squad.SquadQuestion]]:
     found = {name: squad.load_squad(folder / f) for name, f in names.items()}
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--data: {_roberta_finetuning.one_line(error)}'
+      f'--data: {_command_line.one_line(error)}'
     ) from error
   if 'train' in found and str(config.version) == '1.1':
     empty = sum(not question.answers for question in found['train'])
