@@ -1,0 +1,580 @@
+"""A memory layer beside the original one in torch, and a feed-forward layer.
+
+Prints one JSON object. Every number is of this run; peers and ours alternate,
+so that a busy machine slows all of them alike. Milliseconds are of the wall
+clock, and of the processors ("cpu"): these count all threads, and change less
+with what else a machine does. Ratios are ours over the peer's.
+
+  python benchmarks/product_keys.py                 # CPU, several minutes
+  python benchmarks/product_keys.py --parts=layer --n_keys=128 --tokens=256
+  python benchmarks/product_keys.py --parts=accelerator    # with a GPU or a TPU
+
+What is measured:
+  layer: a layer of n^2 slots (width 512, 4 heads, 32 reads, queries of 256 with
+    batch normalisation, float32) in training mode: forward; forward and
+    backward, gradients of the table as rows; and a whole training step, lazy
+    Adam of the rows that were read. The peer is the formulation of the paper's
+    code in torch: EmbeddingBag(sparse=True) and SparseAdam, with our weights.
+    `optimizer` is what comes behind the backward pass alone. Ours has the
+    duplicate rows summed before it, torch sums them in it.
+  ffn: a feed-forward layer of the same width, 512 -> 2048 -> 512, in both.
+  search: the 32 best of N flat keys and of as many product keys, one head,
+    queries of 128, 128 tokens; and the sum of 128 rows of 128 of tables of N.
+  memory: temporaries that the compiler counts for the sum of rows and its
+    gradients at 1024 tokens, 128 reads of 262,144 rows of 512.
+  accelerator: sums of rows and their gradients as a share of the bandwidth of a
+    copy, bfloat16, 262,144 and 1,048,576 rows of 1024.
+
+The peer needs `pip install torch`; without it ours is measured alone.
+"""
+
+import functools
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+
+from absl import app, flags
+
+_PARTS = flags.DEFINE_list(
+  'parts', ['layer', 'ffn', 'search', 'memory'], 'What to measure.'
+)
+_N_KEYS = flags.DEFINE_list('n_keys', ['128', '256', '512'], 'Keys of a half.')
+_TOKENS = flags.DEFINE_list('tokens', ['256', '1024'], 'Tokens of a batch.')
+_KINDS = flags.DEFINE_list(
+  'kinds', ['forward', 'backward', 'optimizer', 'step'], 'Of layer and ffn.'
+)
+_MODE = flags.DEFINE_enum(
+  'mode', 'auto', ['auto', 'lazy', 'dense'], 'Optimizer of our tables.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Alternations.')
+
+_WIDTH, _HEADS, _KNN, _QUERY = 512, 4, 32, 256
+
+
+def _has_torch():
+  return importlib.util.find_spec('torch') is not None
+
+
+def _alternate(calls, repeats=None):
+  """Milliseconds of each call in turns, on the wall and of the processors."""
+  wall = {name: [] for name in calls}
+  cpu = {name: [] for name in calls}
+  for call in calls.values():
+    call()
+  for _ in range(repeats or _REPEATS.value):
+    for name, call in calls.items():
+      start, used = time.perf_counter(), time.process_time()
+      call()
+      wall[name].append(1e3 * (time.perf_counter() - start))
+      cpu[name].append(1e3 * (time.process_time() - used))
+  return wall, cpu
+
+
+def _summary(wall, cpu, ours='jaxpapers', peer='torch'):
+  out = {}
+  for kind, times in (('wall', wall), ('cpu', cpu)):
+    out[f'{kind}_milliseconds_median'] = {
+      name: round(statistics.median(t), 2) for name, t in times.items()
+    }
+  if ours in wall and peer in wall:
+    out[f'{ours}_over_{peer}'] = {
+      f'{kind}_{name}': float(
+        f'{reduce(times[ours]) / reduce(times[peer]):.3g}'
+      )
+      for kind, times in (('wall', wall), ('cpu', cpu))
+      for name, reduce in (('median', statistics.median), ('min', min))
+    }
+  return out
+
+
+def _blocking(function, *arguments):
+  """A call that returns when the result is there."""
+  import jax
+
+  return lambda: jax.block_until_ready(function(*arguments))
+
+
+class _Ours:
+  """A layer, its gradients and its training step, jitted."""
+
+  def __init__(self, layer, x, cotangent, mode, sparse):
+    import jax
+    import optax
+
+    from jaxpapers import product_keys as pk
+    from jaxpapers import training
+
+    self.x, self.batch = x, {'x': x, 'cotangent': cotangent}
+    variables = dict(jax.jit(layer.init)(jax.random.key(0), x))
+    names = [name for name in ('params', 'memory') if name in variables]
+    self.params = {name: variables.pop(name) for name in names}
+    self.state = variables
+    self.sparse = sparse
+    rate = 1e-3
+    self.tx = optax.adam(rate)
+    if sparse:
+      self.tx = pk.memory_optimizer(self.tx, rate, mode, clip_norm=None)
+
+    def apply(params, state, batch):
+      y, state = layer.apply(
+        {**params, **state}, batch['x'], mutable=list(state)
+      )
+      return y, dict(state)
+
+    def loss_fn(params, state, batch, rng):
+      del rng
+      y, state = apply(params, state, batch)
+      return (y * batch['cotangent']).sum(), (state, {})
+
+    self._forward = jax.jit(apply)
+    gradients = jax.value_and_grad(loss_fn, has_aux=True)
+    if sparse:
+      gradients = pk.sparse_value_and_grad(loss_fn)
+    self._gradients = jax.jit(gradients)
+
+    def update(gradients, opt_state, params):
+      updates, opt_state = self.tx.update(gradients, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    self._update = jax.jit(update, donate_argnums=(1, 2))
+    make = pk.make_memory_train_step if sparse else training.make_train_step
+    self._step = make(loss_fn, self.tx)
+
+  def forward(self):
+    """Output of a batch."""
+    return _blocking(self._forward, self.params, self.state, self.batch)
+
+  def backward(self):
+    """Output and gradients; those of the table are rows."""
+    import jax
+
+    key = jax.random.key(0)
+    return _blocking(self._gradients, self.params, self.state, self.batch, key)
+
+  def optimizer(self):
+    """From gradients to new parameters."""
+    import jax
+
+    gradients = self.backward()()[1]
+    held = [self._copy(), jax.jit(self.tx.init)(self.params)]
+
+    def call():
+      held[:] = self._update(gradients, held[1], held[0])
+      jax.block_until_ready(held)
+
+    return call
+
+  def step(self):
+    """All of it, the state donated."""
+    import jax
+
+    from jaxpapers import training
+
+    held = [
+      training.create_state(
+        lambda key: (self._copy(), self.state), self.tx, jax.random.key(0)
+      )
+    ]
+
+    def call():
+      held[0], _ = self._step(held[0], self.batch)
+      jax.block_until_ready(held[0])
+
+    return call
+
+  def _copy(self):
+    import jax
+
+    return jax.tree.map(lambda x: x + 0, self.params)
+
+
+def _memory(n_keys):
+  """Our layer; the training mode is its default here."""
+  from jaxpapers import product_keys as pk
+
+  layer = pk.ProductKeyMemory(
+    n_keys=n_keys, k_dim=_QUERY, heads=_HEADS, knn=_KNN
+  )
+  return _Training(layer)
+
+
+class _Training:
+  """A memory layer in training mode, with the face of other layers."""
+
+  def __init__(self, layer):
+    self._layer = layer
+
+  def init(self, key, x):
+    """Variables."""
+    return self._layer.init(key, x, train=False)
+
+  def apply(self, variables, x, mutable):
+    """Output, and what changed."""
+    return self._layer.apply(variables, x, train=True, mutable=mutable)
+
+
+def _feed_forward():
+  import flax.linen as nn
+
+  return nn.Sequential(
+    [
+      nn.Dense(4 * _WIDTH),
+      functools.partial(nn.gelu, approximate=False),
+      nn.Dense(_WIDTH),
+    ]
+  )
+
+
+class _Torch:
+  """The same of torch: a module, parameters with rows, and the others."""
+
+  def __init__(self, module, x, cotangent, rows=()):
+    import torch
+
+    self.module, self.x, self.cotangent = module, x, cotangent
+    rows = list(rows)
+    names = {id(p) for p in rows}
+    others = [p for p in module.parameters() if id(p) not in names]
+    self.optimizers = [torch.optim.Adam(others, lr=1e-3, foreach=True)]
+    if rows:
+      self.optimizers.append(torch.optim.SparseAdam(rows, lr=1e-3))
+
+  def forward(self):
+    """Output of a batch, without what a backward pass needs."""
+    import torch
+
+    def call():
+      with torch.no_grad():
+        self.module(self.x)
+
+    return call
+
+  def _backward(self):
+    for optimizer in self.optimizers:
+      optimizer.zero_grad(set_to_none=True)
+    (self.module(self.x) * self.cotangent).sum().backward()
+
+  def backward(self):
+    """Output and gradients; those of the table are rows, not summed."""
+    return self._backward
+
+  def optimizer(self):
+    """From gradients to new parameters."""
+    self._backward()
+
+    def call():
+      for optimizer in self.optimizers:
+        optimizer.step()
+
+    return call
+
+  def step(self):
+    """All of it."""
+
+    def call():
+      self._backward()
+      for optimizer in self.optimizers:
+        optimizer.step()
+
+    return call
+
+
+def _torch_memory(n_keys, params, values, x, cotangent):
+  """The paper's layer from its formulas, with our weights.
+
+  q = BN(W x + b); the k best of each half; the k best of their k^2 sums;
+  softmax; sum over heads and reads.
+  """
+  import numpy as np
+  import torch
+  from torch import nn
+  from torch.nn import functional
+
+  def tensor(array):
+    return torch.tensor(np.array(array))
+
+  class Memory(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.query = nn.Linear(_WIDTH, _HEADS * _QUERY)
+      self.norm = nn.BatchNorm1d(_HEADS * _QUERY)
+      self.keys = nn.Parameter(tensor(params['keys']))
+      self.values = nn.EmbeddingBag(n_keys**2, _WIDTH, mode='sum', sparse=True)
+      with torch.no_grad():
+        (dense,) = [v for k, v in params['query'].items() if 'kernel' in v]
+        self.query.weight.copy_(tensor(dense['kernel']).T)
+        self.query.bias.copy_(tensor(dense['bias']))
+        self.values.weight.copy_(tensor(values))
+
+    def forward(self, x):
+      tokens = x.shape[0]
+      q = self.norm(self.query(x)).view(tokens, _HEADS, 2, _QUERY // 2)
+      best = []
+      for half in range(2):
+        scores = torch.einsum('thd,hnd->thn', q[:, :, half], self.keys[:, half])
+        best.append(scores.topk(_KNN, dim=-1))
+      (s0, i0), (s1, i1) = best
+      sums = (s0[..., :, None] + s1[..., None, :]).flatten(-2)
+      ids = (i0[..., :, None] * n_keys + i1[..., None, :]).flatten(-2)
+      scores, place = sums.topk(_KNN, dim=-1)
+      ids = ids.gather(-1, place)
+      weights = functional.softmax(scores.float(), dim=-1)
+      ids, weights = ids.view(tokens, -1), weights.view(tokens, -1)
+      return self.values(ids, per_sample_weights=weights)
+
+  module = Memory().train()
+  return _Torch(
+    module, tensor(x), tensor(cotangent), module.values.parameters()
+  )
+
+
+def _torch_feed_forward(x, cotangent):
+  import numpy as np
+  import torch
+  from torch import nn
+
+  module = nn.Sequential(
+    nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH)
+  )
+  return _Torch(
+    module, torch.tensor(np.array(x)), torch.tensor(np.array(cotangent))
+  )
+
+
+def _batch(tokens):
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  random = np.random.default_rng(0)
+  x, cotangent = random.standard_normal((2, tokens, _WIDTH))
+  return jax.device_put(jnp.float32(x)), jax.device_put(jnp.float32(cotangent))
+
+
+def _threads():
+  if _has_torch():
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _layer():
+  import jax
+  import numpy as np
+
+  _threads()
+  result = {}
+  for n_keys in map(int, _N_KEYS.value):
+    for tokens in map(int, _TOKENS.value):
+      x, cotangent = _batch(tokens)
+      ours = _Ours(_memory(n_keys), x, cotangent, _MODE.value, sparse=True)
+      found = {'tokens': tokens, 'slots': n_keys**2}
+      peers = {'jaxpapers': ours}
+      if _has_torch():
+        import torch
+
+        params = jax.device_get(ours.params['params'])
+        values = jax.device_get(ours.params['memory']['values'])
+        peers['torch'] = _torch_memory(n_keys, params, values, x, cotangent)
+        with torch.no_grad():
+          expected = peers['torch'].module(peers['torch'].x).numpy()
+        y = np.asarray(ours.forward()()[0])
+        found['largest_difference'] = float(np.abs(y - expected).max())
+        del params, values
+      for kind in _KINDS.value:
+        calls = {name: getattr(peer, kind)() for name, peer in peers.items()}
+        found[kind] = _summary(*_alternate(calls))
+        del calls
+        gc.collect()
+      result[f'n{n_keys}_t{tokens}'] = found
+      print(json.dumps({f'n{n_keys}_t{tokens}': found}), file=sys.stderr)
+      del ours, peers
+      gc.collect()
+  return result
+
+
+def _ffn():
+  _threads()
+  result = {}
+  for tokens in map(int, _TOKENS.value):
+    x, cotangent = _batch(tokens)
+
+    class Layer:
+      layer = _feed_forward()
+
+      def init(self, key, x):
+        return self.layer.init(key, x)
+
+      def apply(self, variables, x, mutable):
+        del mutable
+        return self.layer.apply(variables, x), {}
+
+    peers = {'jaxpapers': _Ours(Layer(), x, cotangent, '', sparse=False)}
+    if _has_torch():
+      peers['torch'] = _torch_feed_forward(x, cotangent)
+    result[f't{tokens}'] = {
+      kind: _summary(
+        *_alternate({name: getattr(p, kind)() for name, p in peers.items()})
+      )
+      for kind in _KINDS.value
+    }
+  return result
+
+
+def _search():
+  import jax
+  import jax.numpy as jnp
+
+  from jaxpapers import product_keys as pk
+
+  tokens, width, reads = 128, 128, 128
+  result = {'search': {}, 'read': {}}
+  keys = jax.random.split(jax.random.key(0), 3)
+  query = jax.random.normal(keys[0], (tokens, 1, width))
+  flat = jax.jit(functools.partial(pk.flat_key_topk, k=_KNN))
+  product = jax.jit(functools.partial(pk.product_key_topk, k=_KNN))
+  bag = jax.jit(pk.embedding_bag)
+  reading = {}
+  for n in (128, 256, 512, 1024):
+    codebooks = jax.random.normal(keys[1], (1, 2, n, width // 2))
+    halves = query.reshape(tokens, 1, 2, -1)
+    calls = {'product': _blocking(product, halves, codebooks)}
+    if n <= 512:  # Keys of 1024^2 slots take 0.5 GB, and minutes.
+      every = jax.random.normal(keys[2], (1, n * n, width))
+      calls['flat'] = _blocking(flat, query, every)
+    result['search'][n * n] = _summary(*_alternate(calls), 'product', 'flat')
+    table = jax.random.normal(keys[2], (n * n, width))
+    ids = jax.random.randint(keys[0], (tokens, reads), 0, n * n)
+    weights = jnp.ones((tokens, reads))
+    reading[n * n] = _blocking(bag, table, ids, weights)
+    result['read'][n * n] = _summary(*_alternate({'sum': reading[n * n]}))
+  few, many = 256**2, 1024**2
+  for name, calls in (('search', 'product'), ('read', 'sum')):
+    times = [
+      result[name][slots]['cpu_milliseconds_median'][calls]
+      for slots in (few, many)
+    ]
+    result[f'{name}_{many}_over_{few}'] = round(times[1] / times[0], 2)
+  return result
+
+
+def _temporaries():
+  import jax
+  import jax.numpy as jnp
+
+  from jaxpapers import product_keys as pk
+
+  tokens, reads, rows = 1024, 128, 2**18
+  table = jax.ShapeDtypeStruct((rows, _WIDTH), jnp.float32)
+  ids = jax.ShapeDtypeStruct((tokens, reads), jnp.int32)
+  weights = jax.ShapeDtypeStruct((tokens, reads), jnp.float32)
+  g = jax.ShapeDtypeStruct((tokens, _WIDTH), jnp.float32)
+
+  def gradient(table, ids, weights, g):
+    return jax.vjp(lambda w: pk.embedding_bag(table, ids, w), weights)[1](g)
+
+  def rows_of(ids, weights, g):
+    return pk.row_sparse_sum([(ids, weights, g)], rows)
+
+  programs = {
+    'forward': (pk.embedding_bag, (table, ids, weights)),
+    'gradient_of_weights': (gradient, (table, ids, weights, g)),
+    'gradient_rows': (rows_of, (ids, weights, g)),
+  }
+  result = {}
+  for name, (function, arguments) in programs.items():
+    found = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    result[name] = {
+      'temporary_mebibytes': round(found.temp_size_in_bytes / 2**20, 2),
+      'output_mebibytes': round(found.output_size_in_bytes / 2**20, 2),
+    }
+  return result
+
+
+def _accelerator():
+  import jax
+  import jax.numpy as jnp
+
+  from jaxpapers import product_keys as pk
+
+  device = jax.devices()[0]
+  if device.platform == 'cpu':
+    return {'skipped': 'JAX sees no accelerator'}
+  width, reads, tokens = 1024, 128, 8192
+  dtype = jnp.bfloat16
+  keys = jax.random.split(jax.random.key(0), 4)
+  big = jnp.zeros((2**28,), jnp.float32)
+  copy = jax.jit(lambda x: x + 1)
+  result = {'device': device.device_kind}
+  wall, _ = _alternate({'copy': _blocking(copy, big)})
+  speed = 2 * big.nbytes / (1e-3 * min(wall['copy']))
+  result['copy_gigabytes_per_second'] = round(speed / 1e9)
+  del big
+  for n in (512, 1024):
+    table = jax.random.normal(keys[0], (n * n, width), dtype)
+    ids = jax.random.randint(keys[1], (tokens, reads), 0, n * n)
+    weights = jax.nn.softmax(jax.random.normal(keys[2], (tokens, reads)))
+    g = jax.random.normal(keys[3], (tokens, width))
+    moved = tokens * reads * width * dtype.dtype.itemsize
+
+    def gradient(table, ids, weights, g):
+      return jax.vjp(lambda w: pk.embedding_bag(table, ids, w), weights)[1](g)
+
+    calls = {
+      'forward': _blocking(jax.jit(pk.embedding_bag), table, ids, weights),
+      'gradient_of_weights': _blocking(
+        jax.jit(gradient), table, ids, weights, g
+      ),
+    }
+    wall, _ = _alternate(calls, 20)
+    result[f'n{n}'] = {
+      name: {
+        'milliseconds_median': round(statistics.median(times), 3),
+        'share_of_copy': round(
+          moved / (1e-3 * statistics.median(times)) / speed, 3
+        ),
+      }
+      for name, times in wall.items()
+    }
+  return result
+
+
+def main(argv):
+  """Runs the chosen parts and prints one JSON object."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  parts = {
+    'layer': _layer,
+    'ffn': _ffn,
+    'search': _search,
+    'memory': _temporaries,
+    'accelerator': _accelerator,
+  }
+  unknown = set(_PARTS.value) - set(parts)
+  if unknown:
+    raise app.UsageError(f'--parts: {sorted(unknown)}; of {list(parts)}')
+  import jax
+
+  result = {
+    'machine': f'{platform.processor() or platform.machine()},'
+    f' {len(os.sched_getaffinity(0))} cores, {jax.default_backend()}',
+    'jax': jax.__version__,
+    'repeats': _REPEATS.value,
+  }
+  if _has_torch():
+    import torch
+
+    result['torch'] = torch.__version__
+  for part in _PARTS.value:
+    result[part] = parts[part]()
+    print(json.dumps({part: result[part]}), file=sys.stderr)
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  app.run(main)
