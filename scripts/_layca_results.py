@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxpapers import data
+
 _PER_EPOCH = ('train', 'test', 'validation')
 
 
@@ -102,7 +104,7 @@ def join(parts: Sequence[Curves]) -> Curves:
 
 def write_curves(folder: epath.Path, curves: Curves) -> None:
   """Writes `curves.csv` and, last, `curves.npz`."""
-  write_text(folder / 'curves.csv', curves_as_csv(curves))
+  data.write_file(folder / 'curves.csv', curves_as_csv(curves))
   about = {
     'members': curves.members,
     'steps_per_epoch': curves.steps_per_epoch,
@@ -111,7 +113,7 @@ def write_curves(folder: epath.Path, curves: Curves) -> None:
   }
   buffer = io.BytesIO()
   np.savez_compressed(buffer, about=json.dumps(about), **curves.arrays)
-  write_bytes(folder / 'curves.npz', buffer.getvalue())
+  data.write_file(folder / 'curves.npz', buffer.getvalue())
 
 
 def read_curves(path: epath.Path) -> Curves:
@@ -210,32 +212,18 @@ def write_table(
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(header)
   writer.writerows(rows)
-  write_text(path, out.getvalue())
+  data.write_file(path, out.getvalue())
 
 
 def save_arrays(path: epath.Path, arrays: Mapping[str, Any]) -> None:
   """Writes arrays as npz."""
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
-  write_bytes(path, buffer.getvalue())
+  data.write_file(path, buffer.getvalue())
 
 
 def save_figure(path: epath.Path, figure: Any, dpi: int = 130) -> None:
   """Writes a matplotlib figure as PNG."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=dpi)
-  write_bytes(path, buffer.getvalue())
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file that is there only when it is complete."""
-  write_bytes(path, text.encode())
-
-
-def write_bytes(path: epath.Path, content: bytes) -> None:
-  """Writes a file that is there only when it is complete."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.partial'
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  data.write_file(path, buffer.getvalue())

@@ -84,20 +84,9 @@ def export(
     tokenizer: Its tokenizer.
     folder: Where to.
   """
-  params = _gather(params)
+  params = training.fetch(params)
   if not run.first:
     return
   pretrained.save_pretrained(str(folder), problem.encoder, params)
   tokenizer.save(folder)
   _training_command_line.say(f'The model is in {folder}.')
-
-
-def _gather(params: Any) -> Any:
-  """Parameters in the memory of every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(params)
-  from jax.experimental import multihost_utils
-
-  return jax.tree.map(
-    lambda x: multihost_utils.process_allgather(x, tiled=True), params
-  )

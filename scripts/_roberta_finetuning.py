@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import _command_line
-import _roberta_pretraining
 import _training_command_line
 import jax
 import jax.numpy as jnp
@@ -433,7 +432,7 @@ def _make_job(config, task, base, examples):
     return model.init(key, jnp.zeros(shape, jnp.int32))['params'], {}
 
   # Also gathers parameters where FSDP has spread them.
-  return _roberta_pretraining.PretrainingJob(
+  return training.Job(
     init,
     finetune.make_finetune_loss(model, task.kind, margin=task.margin),
     tx,
@@ -441,4 +440,5 @@ def _make_job(config, task, base, examples):
     rules=sharding.encoder_rules(config.sharding),
     accumulate=config.accumulate,
     compute_dtype=jnp.bfloat16 if config.bfloat16 else None,
+    gather_axis='fsdp',
   )

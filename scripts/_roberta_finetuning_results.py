@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxpapers import training
+from jaxpapers import data, training
 from jaxpapers.roberta import figures
 
 
@@ -49,7 +49,7 @@ class Best:
     self.metrics = {name: float(value) for name, value in metrics.items()}
     if jax.process_index() == 0:
       text = to_json({'step': step, 'metrics': self.metrics})
-      write_text(self._path, text + '\n')
+      data.write_file(self._path, text + '\n')
       if old >= 0 and old != step:
         (self._folder / f'best-{old}').rmtree()
 
@@ -141,7 +141,7 @@ def _draw(run, task, found) -> None:
   )
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)
-  write_bytes(run.workdir / 'dev.png', buffer.getvalue())
+  data.write_file(run.workdir / 'dev.png', buffer.getvalue())
 
 
 def show(name: str, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -158,21 +158,10 @@ def show(name: str, rows: Mapping[str, Mapping[str, float]]) -> None:
   _training_command_line.say('\n'.join(lines))
 
 
-def gather(params: Any) -> Any:
-  """Parameters in the memory of every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(params)
-  from jax.experimental import multihost_utils
-
-  return jax.tree.map(
-    lambda x: multihost_utils.process_allgather(x, tiled=True), params
-  )
-
-
 def write_results(run: Any, path: epath.Path, content: Any) -> None:
   """Writes JSON, in the first process only."""
   if run.first:
-    write_text(path, to_json(content, indent=2) + '\n')
+    data.write_file(path, to_json(content, indent=2) + '\n')
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -202,17 +191,3 @@ def remove(run: Any, folder: epath.Path) -> None:
   """Removes what is no longer needed, in the first process only."""
   if run.first and folder.exists():
     folder.rmtree()
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file that is there only when it is complete."""
-  write_bytes(path, text.encode())
-
-
-def write_bytes(path: epath.Path, content: bytes) -> None:
-  """Writes a file that is there only when it is complete."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.partial'
-  temporary.write_bytes(content)
-  temporary.replace(path)

@@ -222,7 +222,7 @@ def _exporter(run, task, base, job):
   def export(folder, step, target):
     like = job.state(jax.random.key(0), run.mesh).params
     params = training.restore(folder / f'best-{step}', like)
-    params = results_lib.gather(params)
+    params = training.fetch(params)
     if not run.first:
       return
     encoder = base.encoder

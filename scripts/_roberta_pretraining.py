@@ -7,7 +7,6 @@ from typing import Any
 
 import _command_line
 import _training_command_line
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,7 +19,6 @@ from jaxpapers.roberta import (
   blocks,
   bpe,
   corpus,
-  fsdp,
   pretraining,
   pretraining_data,
   sharding,
@@ -50,17 +48,6 @@ class Problem:
   scheme: pretraining.MaskingScheme
   job: training.Job
   pairs: bool
-
-
-class PretrainingJob(training.Job):
-  """A job whose parameters are gathered where FSDP has spread them."""
-
-  def step(self, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """The training step, jitted for a mesh."""
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    if mesh is not None:
-      fields['loss_fn'] = fsdp.gather_parameters(self.loss_fn, mesh, self.rules)
-    return training.Job(**fields).step(mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +176,7 @@ def _make_problem(config, tokenizer, encoder, tie, own_masks, population):
     never=specials,
     word_starts=word_starts,
   )
-  job = PretrainingJob(
+  job = training.Job(
     pretraining.make_init(model, scheme, own_masks=own_masks),
     pretraining.make_pretrain_loss(model, scheme, seed=config.seed),
     make_optimizer(config),
@@ -200,6 +187,7 @@ def _make_problem(config, tokenizer, encoder, tie, own_masks, population):
     accumulate=config.accumulate,
     compute_dtype=jnp.bfloat16 if config.bfloat16 else None,
     population=population,
+    gather_axis='fsdp',
   )
   return Problem(encoder, model, scheme, job, pairs)
 

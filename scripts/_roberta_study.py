@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from jaxpapers import training
+from jaxpapers import data, training
 from jaxpapers.roberta import figures, pretraining, pretraining_data
 
 # What a setting may say that is no field of a config.
@@ -241,7 +241,9 @@ class Laboratory:
       raise Interrupted(result)
     curves = _curves(workdir, ['train', *measures], len(seeds))
     if self._run.first:
-      _write(path, json.dumps({k: v.tolist() for k, v in curves.items()}))
+      data.write_file(
+        path, json.dumps({k: v.tolist() for k, v in curves.items()})
+      )
     return curves
 
   def _state(self, problem, plan, seeds):
@@ -311,7 +313,7 @@ def write(folder: epath.Path, study: str, results: list[Result]) -> None:
   writer = csv.DictWriter(out, list(table[0]), lineterminator='\n')
   writer.writeheader()
   writer.writerows(table)
-  _write(folder / 'summary.csv', out.getvalue())
+  data.write_file(folder / 'summary.csv', out.getvalue())
   about = {
     'study': study,
     'unigram_entropy': {r.plan.name: r.plan.entropy for r in results},
@@ -327,7 +329,7 @@ def write(folder: epath.Path, study: str, results: list[Result]) -> None:
       for r in results
     },
   }
-  _write(folder / 'results.json', json.dumps(about, indent=1) + '\n')
+  data.write_file(folder / 'results.json', json.dumps(about, indent=1) + '\n')
   _save_figure(folder / 'curves.png', _curve_figure(study, results))
   _save_figure(
     folder / 'points.png',
@@ -403,14 +405,4 @@ def _print_table(table) -> None:
 def _save_figure(path: epath.Path, figure: Any) -> None:
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)
-  _write(path, buffer.getvalue())
-
-
-def _write(path: epath.Path, content: bytes | str) -> None:
-  """Writes a file that is there only when it is complete."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.partial'
-  temporary.write_bytes(
-    content.encode() if isinstance(content, str) else content
-  )
-  temporary.replace(path)
+  data.write_file(path, buffer.getvalue())

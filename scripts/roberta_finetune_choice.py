@@ -36,7 +36,6 @@ import json
 
 import _command_line
 import _roberta_finetuning
-import _roberta_finetuning_results
 import _roberta_finetuning_runs
 import _training_command_line
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from jaxpapers import training
+from jaxpapers import data, training
 from jaxpapers.roberta import (
   choice,
   finetune_data,
@@ -289,9 +288,7 @@ def _finish(run, task, predictor, params, folder, splits, examples):
     for example, answer in zip(split, answers)
   ]
   if run.first:
-    _roberta_finetuning_results.write_text(
-      folder / 'test_predictions.jsonl', '\n'.join(lines) + '\n'
-    )
+    data.write_file(folder / 'test_predictions.jsonl', '\n'.join(lines) + '\n')
   if any(example.label is None for example in split):
     return {}
   return {'test': _evaluate(answers, split)}

@@ -12,7 +12,7 @@ from jaxpapers.data.cifar import (
   load_cifar10,
   load_cifar100,
 )
-from jaxpapers.data.files import CorruptFileError
+from jaxpapers.data.files import CorruptFileError, write_file
 from jaxpapers.data.idx import read_idx, write_idx
 from jaxpapers.data.imagenet import (
   open_imagenet,
@@ -50,5 +50,6 @@ __all__ = [
   'split_indices',
   'standardize',
   'tiny_imagenet_words',
+  'write_file',
   'write_idx',
 ]

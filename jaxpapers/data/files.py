@@ -1,6 +1,7 @@
 """What the readers share: paths, compressed files, and their errors."""
 
 import gzip
+import os
 import pathlib
 import zlib
 from typing import Any
@@ -49,6 +50,28 @@ def read_bytes(path: Any) -> bytes:
       f' {len(content):,} bytes. Get it again and compare its size with the'
       ' published one.'
     ) from error
+
+
+def write_file(path: Any, content: bytes | str) -> None:
+  """Writes a file that is there only when it is complete.
+
+  It is written under a temporary name of this process and renamed. Folders on
+  the way are made.
+
+  Args:
+    path: As for `as_path`.
+    content: Text is written as UTF-8.
+  """
+  path = as_path(path)
+  if isinstance(content, str):
+    content = content.encode('utf-8')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f'.{path.name}.{os.getpid()}.partial'
+  try:
+    temporary.write_bytes(content)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def size(path: Any) -> int:

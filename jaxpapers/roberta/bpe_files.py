@@ -1,7 +1,6 @@
 """Vocabularies of byte-level BPE on disk: GPT-2's, fairseq's and HF's files."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,20 +234,14 @@ def write_vocabulary(
     'pad_token': PAD,
     'mask_token': MASK,
   }
-  write_text(
+  files.write_file(
     folder / 'tokenizer_config.json', json.dumps(config, indent=2) + '\n'
   )
-  write_text(folder / 'merges.txt', '\n'.join(lines))
+  files.write_file(folder / 'merges.txt', '\n'.join(lines))
   # Last: a folder with it is complete.
-  write_text(folder / 'vocab.json', json.dumps(ordered, ensure_ascii=False))
-
-
-def write_text(path: Any, text: str) -> None:
-  """Writes a file under a temporary name and renames it."""
-  path = files.as_path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_bytes(text.encode('utf-8'))
-  temporary.replace(path)
+  files.write_file(
+    folder / 'vocab.json', json.dumps(ordered, ensure_ascii=False)
+  )
 
 
 def token_bytes(vocabulary: Mapping[str, int], size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxpapers.data import files as data_files
 from jaxpapers.roberta import bpe as bpe_lib
-from jaxpapers.roberta import bpe_files, corpus, text_files
+from jaxpapers.roberta import corpus, text_files
 
 # Lines that are encoded at once.
 _LINES = 4096
@@ -118,7 +118,7 @@ def tokenize_corpus(
   _remove(folder, {task.name for task in tasks})
   bpe.save(folder / 'tokenizer')
   index = _index(shards, settings, fingerprint, _num_documents(folder, shards))
-  bpe_files.write_text(
+  data_files.write_file(
     folder / corpus.INDEX, json.dumps(index, indent=1) + '\n'
   )
   return corpus.TokenCorpus(folder)
@@ -266,7 +266,9 @@ def _tokenize(task, bpe, text_field):
   arrays = {'tokens': tokens, 'lines': sizes}
   for suffix, parts in arrays.items():
     array = arrays[suffix] = np.concatenate(parts)
-    _write(task.folder / f'{task.name}.{suffix}', array.tobytes())
+    data_files.write_file(
+      task.folder / f'{task.name}.{suffix}', array.tobytes()
+    )
   shard = {
     'name': task.name,
     'tokens': len(arrays['tokens']),
@@ -274,7 +276,9 @@ def _tokenize(task, bpe, text_field):
     'text_lines': text_lines,
     **task.key(),
   }
-  _write(task.folder / f'{task.name}.json', json.dumps(shard).encode())
+  data_files.write_file(
+    task.folder / f'{task.name}.json', json.dumps(shard).encode()
+  )
   return shard
 
 
@@ -335,12 +339,6 @@ def _remove(folder, keep):
     for path in blocks.iterdir():
       path.unlink()
     blocks.rmdir()
-
-
-def _write(path, content):
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_bytes(content)
-  temporary.replace(path)
 
 
 def _hash(content):

@@ -7,7 +7,8 @@
 """
 
 from jaxpapers.training.checkpoint import Checkpoints, restore, save
-from jaxpapers.training.distributed import initialize_distributed
+from jaxpapers.training.distributed import fetch, initialize_distributed
+from jaxpapers.training.gathering import gather_parameters
 from jaxpapers.training.job import Job
 from jaxpapers.training.loop import (
   Evaluation,
@@ -49,8 +50,10 @@ __all__ = [
   'create_state',
   'estimate_flops',
   'evaluate',
+  'fetch',
   'fit',
   'fsdp',
+  'gather_parameters',
   'initialize_distributed',
   'make_eval_step',
   'make_mesh',

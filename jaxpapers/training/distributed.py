@@ -1,6 +1,7 @@
 """Several processes as one program."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -51,3 +52,23 @@ def initialize_distributed(
       f'{error} Give coordinator_address, num_processes and process_id.'
     ) from error
   return True
+
+
+def fetch(tree: Any) -> Any:
+  """A tree of arrays, whole, in the memory of every process.
+
+  Every process has to call it, and needs the memory.
+
+  Args:
+    tree: Arrays on the devices of any processes.
+
+  Returns:
+    The tree with NumPy arrays.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return jax.tree.map(
+    lambda x: multihost_utils.process_allgather(x, tiled=True), tree
+  )

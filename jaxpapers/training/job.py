@@ -29,6 +29,7 @@ class Job:
     ema: Decay of the moving average of the parameters, or None.
     compute_dtype: See `make_train_step`.
     population: Number of members that train in one program; 0 for one run.
+    gather_axis: See `make_train_step`.
   """
 
   init: Callable[[jax.Array], tuple[Any, Any]]
@@ -40,6 +41,7 @@ class Job:
   ema: float | Callable[[jax.Array], jax.Array] | None = None
   compute_dtype: Any = None
   population: int = 0
+  gather_axis: str | None = None
 
   def step(self, mesh: jax.sharding.Mesh | None = None):
     """The training step, jitted for a mesh."""
@@ -52,6 +54,7 @@ class Job:
       ema=self.ema,
       compute_dtype=self.compute_dtype,
       population=bool(self.population),
+      gather_axis=self.gather_axis,
     )
 
   def state(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxpapers.training import gathering
 from jaxpapers.training import sharding as sharding_lib
 from jaxpapers.training.state import TrainState
 
@@ -25,6 +26,7 @@ def make_train_step(
   compute_dtype: Any = None,
   population: bool = False,
   donate: bool = True,
+  gather_axis: str | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
   """Makes the function that does one update.
 
@@ -56,6 +58,9 @@ def make_train_step(
       each trained on the same batches.
     donate: Whether the memory of the state that is passed in may be used again;
       that state is then gone.
+    gather_axis: Mesh axis over which rules spread parameters that are to be
+      whole when they are used, see `gather_parameters`. Leave out an axis
+      whose parts are used where they lie, as of tensor parallelism.
 
   Returns:
     A jitted function `(state, batch) -> (state, metrics)`. The metrics are
@@ -85,6 +90,10 @@ def make_train_step(
       )
   if mesh is not None:
     sharding_lib.check_auto(mesh)
+    if gather_axis is not None:
+      loss_fn = gathering.gather_parameters(
+        loss_fn, mesh, rules, axis=gather_axis
+      )
 
   def one(state: TrainState, batch):
     rng = jax.random.fold_in(state.rng, state.step)

@@ -339,7 +339,7 @@ class StepTest(parameterized.TestCase):
     devices.run("""
       import jax, numpy as np, optax
       from jaxpapers import training
-      from jaxpapers.roberta import fsdp, pretraining, sharding
+      from jaxpapers.roberta import pretraining, sharding
       from jaxpapers.training import aot
       from tests.roberta import pretraining_test as t
       losses, sent = {}, {}
@@ -356,12 +356,12 @@ class StepTest(parameterized.TestCase):
           return inner(*arguments)
         tx = optax.adam(1e-2)
         rules = sharding.encoder_rules('fsdp') if 'fsdp' in (name or '') else ()
-        if kind == 'gathered':
-          loss_fn = fsdp.gather_parameters(loss_fn, mesh, rules)
         state = training.create_state(
           pretraining.make_init(model, scheme), tx, jax.random.key(0),
           mesh=mesh, rules=rules)
-        step = training.make_train_step(loss_fn, tx, mesh=mesh, rules=rules)
+        step = training.make_train_step(
+          loss_fn, tx, mesh=mesh, rules=rules,
+          gather_axis='fsdp' if kind == 'gathered' else None)
         batch = training.put_batch(t.make_batch(16), mesh)
         text = step.lower(state, batch).compile().as_text()
         found = aot.count_collectives(text).values()
