@@ -8,6 +8,7 @@ from jaxpapers.product_keys.language_model import (
   memory_factories,
   parse_positions,
 )
+from jaxpapers.product_keys.layout import TableLayout
 from jaxpapers.product_keys.memory import FlatMemory, ProductKeyMemory
 from jaxpapers.product_keys.optimizers import (
   clip_by_row_norm,
@@ -24,9 +25,12 @@ from jaxpapers.product_keys.row_sparse import (
   sparse_value_grads,
 )
 from jaxpapers.product_keys.sharding import (
+  ShardedBag,
   make_sharded_bag,
   shard_value_table,
   sharded_embedding_bag,
+  sharded_embedding_dot,
+  table_layouts,
 )
 from jaxpapers.product_keys.train import (
   MemoryJob,
@@ -51,6 +55,8 @@ __all__ = [
   'ProductKeyMemory',
   'QuantizedTable',
   'RowSparse',
+  'ShardedBag',
+  'TableLayout',
   'TransformerLM',
   'clip_by_row_norm',
   'embedding_bag',
@@ -72,7 +78,9 @@ __all__ = [
   'row_sparse_sum',
   'shard_value_table',
   'sharded_embedding_bag',
+  'sharded_embedding_dot',
   'sparse_value_and_grad',
   'sparse_value_grads',
+  'table_layouts',
   'xlm_adam',
 ]

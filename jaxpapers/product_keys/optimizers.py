@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpapers.product_keys.layout import per_part
 from jaxpapers.product_keys.row_sparse import RowSparse, is_row_sparse
 from jaxpapers.product_keys.weighting import check_choice
 
@@ -310,7 +311,7 @@ def _scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
     correct1 = -jnp.expm1(time * jnp.log(b1)) if _positive(b1) else 1 - b1**time
     correct2 = -jnp.expm1(time * jnp.log(b2)) if _positive(b2) else 1 - b2**time
 
-    def direction(m, v):
+    def direction(m, v, correct1, correct2):
       if eps_mode == 'torch':
         factor = (jnp.sqrt(correct2) / correct1).astype(m.dtype)
         return factor * m / (jnp.sqrt(v) + eps)
@@ -333,45 +334,63 @@ def _scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
       m, v = moments(wide, m, v, skipped)
       if last is not None:
         last = jnp.full_like(last, count)
-      return direction(m, v).astype(g.dtype), m, v, last
+      step = direction(m, v, correct1, correct2)
+      return step.astype(g.dtype), m, v, last
 
-    def rows(g, m, v, last):
+    # The next two see one part of a table that lies on several devices.
+    def rows(ids, g, count, correct1, correct2, m, v, *last):
       n = m.shape[0]
-      at = jnp.minimum(g.ids, n - 1)
-      skipped = None if last is None else count - 1 - last[at]
-      some_m, some_v = moments(g.rows.astype(m.dtype), m[at], v[at], skipped)
+      at = jnp.minimum(ids, n - 1)
+      skipped = count - 1 - last[0][at] if last else None
+      some_m, some_v = moments(g.astype(m.dtype), m[at], v[at], skipped)
       # Out of range where a place of the gradient is not used: dropped.
       options = {'mode': 'drop', 'indices_are_sorted': True}
-      m = m.at[g.ids].set(some_m, **options)
-      v = v.at[g.ids].set(some_v, **options)
-      if last is not None:
-        last = last.at[g.ids].set(count, **options)
-      step = jnp.where((g.ids < n)[:, None], direction(some_m, some_v), 0)
-      return RowSparse(g.ids, step.astype(g.rows.dtype)), m, v, last
-
-    def masked(g, m, v, last):
-      n = m.shape[0]
-      read = jnp.zeros((n,), bool).at[g.ids].set(True, mode='drop')
-      skipped = None if last is None else count - 1 - last
-      new_m, new_v = moments(g.dense(n).astype(m.dtype), m, v, skipped)
-      kept = _as_rows(read, m)
-      step = jnp.where(kept, direction(new_m, new_v), 0)
-      if last is not None:
-        last = jnp.where(read, count, last)
+      step = direction(some_m, some_v, correct1, correct2)
+      step = jnp.where((ids < n)[:, None], step, 0)
       return (
-        step.astype(g.rows.dtype),
+        step.astype(g.dtype),
+        m.at[ids].set(some_m, **options),
+        v.at[ids].set(some_v, **options),
+        *(x.at[ids].set(count, **options) for x in last),
+      )
+
+    def masked(ids, g, count, correct1, correct2, m, v, *last):
+      n = m.shape[0]
+      read = jnp.zeros((n,), bool).at[ids].set(True, mode='drop')
+      skipped = count - 1 - last[0] if last else None
+      wide = RowSparse(ids, g).dense(n).astype(m.dtype)
+      new_m, new_v = moments(wide, m, v, skipped)
+      kept = _as_rows(read, m)
+      step = jnp.where(kept, direction(new_m, new_v, correct1, correct2), 0)
+      return (
+        step.astype(g.dtype),
         jnp.where(kept, new_m, m),
         jnp.where(kept, new_v, v),
-        last,
+        *(jnp.where(read, count, x) for x in last),
       )
 
     def one(g, m, v, last):
       if not is_row_sparse(g):
         return dense(g, m, v, last)
+      by_rows = formulation == 'rows'
       if formulation == 'auto':
-        many = g.ids.shape[0] >= MASKED_FROM * m.shape[0]
-        return (masked if many else rows)(g, m, v, last)
-      return {'rows': rows, 'masked': masked}[formulation](g, m, v, last)
+        # Parts of a table have as many places each: the share is that of all.
+        by_rows = g.ids.shape[0] < MASKED_FROM * m.shape[0]
+      inputs = ('ids', 'rows', 'all', 'all', 'all', 'table', 'table')
+      extra = () if last is None else ('vector',)
+      function = per_part(
+        g.layout,
+        rows if by_rows else masked,
+        inputs + extra,
+        ('rows' if by_rows else 'table', 'table', 'table') + extra,
+      )
+      tail = () if last is None else (last,)
+      step, m, v, *tail = function(
+        g.ids, g.rows, count, correct1, correct2, m, v, *tail
+      )
+      if by_rows:
+        step = g.replace(rows=step)
+      return step, m, v, (tail[0] if tail else None)
 
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_row_sparse)
     lasts = [None] * len(leaves)
@@ -445,7 +464,9 @@ def _map_rows(function, tree):
   """Maps arrays, and of a table of rows only the rows."""
   return jax.tree.map(
     lambda x: (
-      RowSparse(x.ids, function(x.rows)) if is_row_sparse(x) else function(x)
+      RowSparse(x.ids, function(x.rows), x.layout)
+      if is_row_sparse(x)
+      else function(x)
     ),
     tree,
     is_leaf=is_row_sparse,

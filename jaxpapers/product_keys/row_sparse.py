@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpapers.product_keys.layout import TableLayout, per_part
+
 __all__ = ['RowSparse', 'row_sparse_sum', 'sparse_value_grads']
 
 # Table -> the perturbation of what is summed from it; see `memory`, `variants`.
 PERTURBATIONS = {'values': 'value_out', 'up': 'up_out', 'down': 'down_out'}
+Reads = Sequence[tuple[jax.Array, jax.Array, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -25,14 +28,27 @@ class RowSparse:
     ids: Rows, each once, int32 `[U]`, in ascending order; places that are not
       used hold the number of rows of the table.
     rows: `[U, D]`; zero where a place is not used.
+    layout: How the table lies on a mesh, if it does. Of a table that is split
+      by rows each part has U places of its own, and its ids count from the
+      part's first row: `[parts * U]`.
   """
 
   ids: jax.Array
   rows: jax.Array
+  layout: TableLayout | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
 
   def __radd__(self, table: jax.Array) -> jax.Array:
-    rows = self.rows.astype(table.dtype)
-    return table.at[self.ids].add(rows, mode='drop', indices_are_sorted=True)
+    def add(table, ids, rows):
+      return (table.at[ids].add(rows, mode='drop', indices_are_sorted=True),)
+
+    add = per_part(self.layout, add, ('table', 'ids', 'rows'), ('table',))
+    return add(table, self.ids, self.rows.astype(table.dtype))[0]
+
+  def replace(self, **changes: Any) -> 'RowSparse':
+    """The same with other ids or rows."""
+    return dataclasses.replace(self, **changes)
 
   def dense(self, num_rows: int) -> jax.Array:
     """The whole array, `[num_rows, D]`."""
@@ -45,19 +61,21 @@ def is_row_sparse(x: Any) -> bool:
 
 
 def row_sparse_sum(
-  reads: Sequence[tuple[jax.Array, jax.Array, jax.Array]], num_rows: int
+  reads: Reads, num_rows: int, layout: TableLayout | None = None
 ) -> RowSparse:
   """Sums `coefficients[t, r] * vectors[t]` into row `ids[t, r]`.
 
   That is the gradient of `embedding_bag` where `vectors` is the gradient of its
   result. Takes one sort of the ids, O(U * D) for the result and O(T * D)
-  besides: no array `[N, D]`, and none `[T, R, D]`.
+  besides: no array `[N, D]`, and none `[T, R, D]`. On a mesh, devices gather
+  what was read by all, O(T * (R + D)) numbers, and each sums its own rows.
 
   Args:
     reads: Triples of ids `[T, R]`, coefficients `[T, R]` and vectors `[T, D]`,
       one for each layer that reads the table. Ids of `num_rows` or more are
       left out.
     num_rows: Rows N of the table.
+    layout: How the table lies on a mesh; None for one device.
 
   Returns:
     Rows in float32 or wider; U is the number of reads, at most N.
@@ -68,6 +86,26 @@ def row_sparse_sum(
     >>> total.ids.tolist(), total.rows[:2].tolist()
     ([0, 2, 5, 5], [[1.0], [21.0]])
   """
+  split = layout is not None and layout.kind == 'row'
+  own = num_rows // layout.parts if split else num_rows
+
+  def local(*arrays):
+    triples = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+    if split:
+      # What is another part's is out of range here.
+      start = layout.part() * own
+      triples = [(ids - start, *rest) for ids, *rest in triples]
+    return _sum(triples, own)
+
+  arrays = [x for read in reads for x in read]
+  total = per_part(
+    layout, local, ('all', 'all', 'width') * len(reads), ('ids', 'rows')
+  )
+  return RowSparse(*total(*arrays), layout)
+
+
+def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
+  """Ids and rows, on one device."""
   flat = jnp.concatenate([ids.reshape(-1) for ids, _, _ in reads])
   # All that is out of range counts as one more row, the last.
   flat = jnp.where((flat < 0) | (flat >= num_rows), num_rows, flat)
@@ -99,13 +137,14 @@ def row_sparse_sum(
     total, _ = jax.lax.scan(
       add, total, (places.T, coefficients.T.astype(dtype))
     )
-  return RowSparse(unique, total)
+  return unique, total
 
 
 def sparse_value_grads(
   reads: Mapping[str, Any],
   perturbation_grads: Mapping[str, Any],
   num_rows: int | Mapping[str, Any],
+  layouts: Mapping[str, Any] | None = None,
 ) -> Any:
   """Gradients of value tables from what was read and the gradient of sums.
 
@@ -118,6 +157,8 @@ def sparse_value_grads(
     num_rows: Rows N of every layer's own table, or the collection 'memory': a
       layer's reads then belong to the table of that name in it, or in the
       nearest module around it.
+    layouts: Where `num_rows` is a collection: one like it, that has a
+      `TableLayout` for each table, as `table_layouts` makes it for a mesh.
 
   Returns:
     A tree of `RowSparse`: of the modules of `reads`, or like 'memory'.
@@ -158,6 +199,7 @@ def sparse_value_grads(
           f' {sorted("/".join(p) for p in tables)}.'
         )
     found.setdefault(owner, []).append(item)
+  placed = {} if layouts is None else _flatten(layouts)
   result: dict[str, Any] = {}
   for path in found if tables is None else tables:
     if path not in found:
@@ -166,7 +208,7 @@ def sparse_value_grads(
     node = result
     for part in path[:-1]:
       node = node.setdefault(part, {})
-    node[path[-1]] = row_sparse_sum(found[path], rows)
+    node[path[-1]] = row_sparse_sum(found[path], rows, placed.get(path))
   return result
 
 

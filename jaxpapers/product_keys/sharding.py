@@ -4,47 +4,47 @@ Ids, weights and sums travel, rows never do: what a token costs does not grow
 with the table.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxpapers.product_keys.bag import embedding_bag
+from jaxpapers import training
+from jaxpapers.product_keys.bag import embedding_bag, embedding_dot
+from jaxpapers.product_keys.layout import (
+  KINDS,
+  Axis,
+  TableLayout,
+  axis_names,
+  table_spec,
+)
 from jaxpapers.product_keys.weighting import check_choice
 
 __all__ = [
+  'ShardedBag',
   'make_sharded_bag',
   'shard_value_table',
   'sharded_embedding_bag',
+  'sharded_embedding_dot',
+  'table_layouts',
 ]
-
-KINDS = ('row', 'column')
-
-
-def table_spec(kind: str, axis: str = 'mem') -> PartitionSpec:
-  """How a table lies on a mesh: 'row' splits slots, 'column' their width.
-
-  Raises:
-    ValueError: If the kind is unknown.
-  """
-  check_choice('kind', kind, KINDS)
-  return (
-    PartitionSpec(axis, None) if kind == 'row' else PartitionSpec(None, axis)
-  )
 
 
 def shard_value_table(
-  values: jax.Array, mesh: Mesh, axis: str = 'mem', kind: str = 'row'
+  values: jax.Array, mesh: Mesh, axis: Axis = 'mem', kind: str = 'row'
 ) -> jax.Array:
   """Puts a table onto a mesh.
 
   Args:
     values: `[N, D]`.
     mesh: The mesh.
-    axis: Its axis for the table; the table is copied along the others.
+    axis: Its axis, or axes, for the table; the table is copied along the
+      others.
     kind: 'row' or 'column'.
 
   Returns:
@@ -62,15 +62,42 @@ def shard_value_table(
   return jax.device_put(values, NamedSharding(mesh, table_spec(kind, axis)))
 
 
+def table_layouts(
+  tables: Mapping[str, Any], rules: training.sharding.Rules, mesh: Mesh
+) -> Any:
+  """How every table of the collection 'memory' lies on a mesh.
+
+  Args:
+    tables: The collection: arrays, tracers or ShapeDtypeStructs.
+    rules: Rules of the training state, see `training.shard_rules`.
+    mesh: The mesh.
+
+  Returns:
+    A `TableLayout` for each table, for `sparse_value_grads`.
+
+  Raises:
+    ValueError: If a rule does not fit, or splits rows and columns at once.
+
+  Example:
+    >>> mesh = training.make_mesh('mem:-1')
+    >>> rules = [('memory/.*values', PartitionSpec(None, 'mem'))]
+    >>> tables = {'values': jnp.ones((4, 2))}
+    >>> table_layouts(tables, rules, mesh)['values'].kind
+    'column'
+  """
+  placed = training.shard_rules({'params': {'memory': tables}}, rules, mesh)
+  return jax.tree.map(TableLayout.of, placed['params']['memory'])
+
+
 def sharded_embedding_bag(
   values: jax.Array,
   ids: jax.Array,
   weights: jax.Array,
   *,
   mesh: Mesh,
-  axis: str = 'mem',
+  axis: Axis = 'mem',
   kind: str = 'row',
-  batch_axes: Sequence[str] = ('data',),
+  batch_axes: Sequence[str] = ('data', 'fsdp'),
   impl: str = 'auto',
 ) -> jax.Array:
   """`embedding_bag` of a table that is spread over a mesh axis.
@@ -85,7 +112,8 @@ def sharded_embedding_bag(
     ids: `[T, R]`.
     weights: `[T, R]`.
     mesh: The mesh, with Auto axes.
-    axis: Axis of the table.
+    axis: Axis of the table, or axes. It may be one of the batch's: each device
+      then has a part of the table and a part of the batch.
     kind: 'row' or 'column'.
     batch_axes: Axes over which tokens are spread besides; those that the mesh
       does not have count as absent.
@@ -111,28 +139,149 @@ def sharded_embedding_bag(
       f'ids has shape {ids.shape} and weights {weights.shape}; expected the'
       ' same [T, R].'
     )
-  names = (*(name for name in batch_axes if name in mesh.shape), axis)
-  shards = math.prod(mesh.shape[name] for name in names)
+  axes = axis_names(axis)
+
+  def local(values, ids, weights):
+    ids, weights = _gather(ids, axes), _gather(weights, axes)
+    ids = _own(ids, values, axes, kind)
+    y = embedding_bag(values, ids, weights, impl=impl)
+    if kind == 'row':
+      return jax.lax.psum_scatter(y, axes, scatter_dimension=0, tiled=True)
+    return jax.lax.all_to_all(y, axes, split_axis=0, concat_axis=1, tiled=True)
+
+  return _spread(local, values, ids, weights, mesh, axis, kind, batch_axes)
+
+
+def sharded_embedding_dot(
+  values: jax.Array,
+  ids: jax.Array,
+  x: jax.Array,
+  *,
+  mesh: Mesh,
+  axis: Axis = 'mem',
+  kind: str = 'row',
+  batch_axes: Sequence[str] = ('data', 'fsdp'),
+  impl: str = 'auto',
+) -> jax.Array:
+  """`embedding_dot` of a table that is spread over a mesh axis.
+
+  Vectors take the way of `sharded_embedding_bag` in the other direction.
+
+  Args:
+    values: `[N, D]`.
+    ids: `[T, R]`.
+    x: `[T, D]`.
+    mesh: The mesh, with Auto axes.
+    axis: See `sharded_embedding_bag`.
+    kind: 'row' or 'column'.
+    batch_axes: See `sharded_embedding_bag`.
+    impl: See `embedding_bag`.
+
+  Returns:
+    `[T, R]`, tokens spread over all of these axes.
+
+  Raises:
+    ValueError: If the table cannot be divided, or arguments do not fit.
+
+  Example:
+    >>> mesh = jax.make_mesh(
+    ...   (1,), ('mem',), axis_types=(jax.sharding.AxisType.Auto,)
+    ... )
+    >>> values, ids = jnp.eye(2), jnp.array([[0, 1]])
+    >>> x = jnp.array([[3.0, 5.0]])
+    >>> sharded_embedding_dot(values, ids, x, mesh=mesh).tolist()
+    [[3.0, 5.0]]
+  """
+  _check(values, mesh, axis, kind)
+  if ids.ndim != 2 or x.shape != (ids.shape[0], values.shape[1]):
+    raise ValueError(
+      f'ids has shape {ids.shape} and x {x.shape}; expected [T, R] and'
+      f' [T, {values.shape[1]}], the width of values.'
+    )
+  axes = axis_names(axis)
+
+  def local(values, ids, x):
+    ids = _own(_gather(ids, axes), values, axes, kind)
+    if kind == 'row':
+      x = _gather(x, axes)
+    else:
+      x = jax.lax.all_to_all(x, axes, split_axis=1, concat_axis=0, tiled=True)
+    y = embedding_dot(values, ids, x, impl=impl)
+    return jax.lax.psum_scatter(y, axes, scatter_dimension=0, tiled=True)
+
+  return _spread(local, values, ids, x, mesh, axis, kind, batch_axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedBag:
+  """What a memory layer needs whose table is spread over a mesh.
+
+  Attributes:
+    mesh: The mesh.
+    axis: See `sharded_embedding_bag`.
+    kind: 'row' or 'column'.
+    batch_axes: See `sharded_embedding_bag`.
+    impl: See `embedding_bag`.
+  """
+
+  mesh: Mesh
+  axis: Axis = 'mem'
+  kind: str = 'row'
+  batch_axes: tuple[str, ...] = ('data', 'fsdp')
+  impl: str = 'auto'
+
+  def __call__(self, values, ids, weights) -> jax.Array:
+    """`sharded_embedding_bag` on this mesh."""
+    return self._options(sharded_embedding_bag)(values, ids, weights)
+
+  def dot(self, values, ids, x) -> jax.Array:
+    """`sharded_embedding_dot` on this mesh."""
+    return self._options(sharded_embedding_dot)(values, ids, x)
+
+  def _options(self, function):
+    fields = dataclasses.fields(self)
+    return functools.partial(
+      function, **{field.name: getattr(self, field.name) for field in fields}
+    )
+
+
+def make_sharded_bag(mesh: Mesh, **options) -> ShardedBag:
+  """The `bag` of a memory layer whose table is spread over a mesh.
+
+  Args:
+    mesh: The mesh.
+    **options: Of `ShardedBag`.
+
+  Returns:
+    A function of values, ids and weights.
+  """
+  return ShardedBag(mesh, **options)
+
+
+def _gather(x, axes):
+  return jax.lax.all_gather(x, axes, axis=0, tiled=True)
+
+
+def _own(ids, values, axes, kind):
+  """Ids in this device's part: those of others are out of range."""
+  if kind == 'column':
+    return ids
+  return ids - jax.lax.axis_index(axes) * values.shape[0]
+
+
+def _spread(local, values, ids, other, mesh, axis, kind, batch_axes):
+  """Runs a function of this device's rows and tokens everywhere."""
+  axes = axis_names(axis)
+  names = (
+    *(name for name in batch_axes if name in mesh.shape and name not in axes),
+    *axes,
+  )
   tokens = ids.shape[0]
-  spare = -tokens % shards
+  spare = -tokens % math.prod(mesh.shape[name] for name in names)
   if spare:
     # Reads of no row.
     ids = jnp.pad(ids, ((0, spare), (0, 0)), constant_values=values.shape[0])
-    weights = jnp.pad(weights, ((0, spare), (0, 0)))
-
-  def local(values, ids, weights):
-    gather = functools.partial(
-      jax.lax.all_gather, axis_name=axis, axis=0, tiled=True
-    )
-    ids, weights = gather(ids), gather(weights)
-    if kind == 'row':
-      # What others hold is out of range here, and left out.
-      ids = ids - jax.lax.axis_index(axis) * values.shape[0]
-      y = embedding_bag(values, ids, weights, impl=impl)
-      return jax.lax.psum_scatter(y, axis, scatter_dimension=0, tiled=True)
-    y = embedding_bag(values, ids, weights, impl=impl)
-    return jax.lax.all_to_all(y, axis, split_axis=0, concat_axis=1, tiled=True)
-
+    other = jnp.pad(other, ((0, spare), (0, 0)))
   by_token = PartitionSpec(names, None)
   y = jax.shard_map(
     local,
@@ -141,32 +290,23 @@ def sharded_embedding_bag(
     out_specs=by_token,
     # The sums begin with zeros, which are alike on all devices.
     check_vma=False,
-  )(values, ids, weights)
+  )(values, ids, other)
   return y[:tokens]
-
-
-def make_sharded_bag(mesh: Mesh, **options) -> Callable:
-  """The `bag` of a memory layer whose table is spread over a mesh.
-
-  Args:
-    mesh: The mesh.
-    **options: Of `sharded_embedding_bag`.
-
-  Returns:
-    A function of values, ids and weights.
-  """
-  return functools.partial(sharded_embedding_bag, mesh=mesh, **options)
 
 
 def _check(values, mesh, axis, kind):
   check_choice('kind', kind, KINDS)
-  if axis not in mesh.shape:
-    raise ValueError(f'axis is {axis!r}; the mesh has {", ".join(mesh.shape)}.')
+  for name in axis_names(axis):
+    if name not in mesh.shape:
+      raise ValueError(
+        f'axis is {axis!r}; the mesh has {", ".join(mesh.shape)}.'
+      )
   if values.ndim != 2:
     raise ValueError(f'values has shape {values.shape}; expected [N, D].')
   index = KINDS.index(kind)
-  if values.shape[index] % mesh.shape[axis]:
+  parts = math.prod(mesh.shape[name] for name in axis_names(axis))
+  if values.shape[index] % parts:
     raise ValueError(
       f'values has shape {values.shape}: {values.shape[index]} {kind}s cannot'
-      f' be split evenly over {mesh.shape[axis]} devices of axis {axis!r}.'
+      f' be split evenly over {parts} devices of axis {axis!r}.'
     )

@@ -94,7 +94,9 @@ class PEER(ProductKeyMemory):
     up, down = (None, None) if values is None else values
     up = self._table('up', x.shape[-1], up)
     down = self._table('down', self.v_dim or x.shape[-1], down)
-    hidden = self._perturb('up_out', embedding_dot(up, ids, x))
+    # A bag for several devices brings its own.
+    dot = getattr(self.bag, 'dot', embedding_dot)
+    hidden = self._perturb('up_out', dot(up, ids, x))
     weights = weights * jax.nn.gelu(hidden, approximate=False)
     self._keep('up', ids=ids, inputs=x.astype(jnp.float32))
     self._keep('down', ids=ids, weights=weights)
