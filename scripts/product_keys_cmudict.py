@@ -16,11 +16,13 @@ every place are counted. Variants are dense (a feed-forward layer of four times
 the width), memory_32, memory_128 and memory_256 (as many keys in each half)
 and memory_128_no_norm, without batch normalisation of queries.
 
-Into --workdir go results.json and results.md, with mean and spread over seeds,
-usage and KL of the test words' reads, and a folder for each run. A run that was
-stopped goes on where it was. cmudict.dict is in github.com/cmusphinx/cmudict.
+Into --workdir go results.json, results.md, with mean and spread over seeds,
+usage and KL of the test words' reads, capacity.png and a folder for each run. A
+run that was stopped goes on where it was. cmudict.dict is in
+github.com/cmusphinx/cmudict.
 """
 
+import io
 import json
 
 import _command_line
@@ -29,8 +31,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from jaxpapers import data as files
 from jaxpapers import training
-from jaxpapers.product_keys import data, spelling, usage
+from jaxpapers.product_keys import data, figures, spelling, usage
 
 _training_command_line.define_flags(
   'product_keys/cmudict.py', 'product_keys_cmudict'
@@ -90,23 +93,6 @@ def _measure(model, state, words, size: int) -> dict[str, float]:
   }
 
 
-def _read(model, state, words, size: int) -> dict[str, float]:
-  """How evenly a memory's slots are read."""
-
-  @jax.jit
-  def update(total, params, model_state, letters):
-    _, changed = model.apply(
-      {**params, **model_state}, letters, train=False, mutable='reads'
-    )
-    read = changed['reads']['block']['values']
-    return usage.memory_usage_update(total, read['ids'], read['weights'])
-
-  total = usage.memory_usage_init(model.block.num_slots)
-  for part in _parts(words, size):
-    total = update(total, state.params, state.model_state, part['letters'])
-  return usage.memory_usage_report(total)
-
-
 def _run(run, variant: str, seed: int, train, test, kinds: int):
   """Trains one model; its numbers, or None where it was interrupted."""
   config = run.config
@@ -140,7 +126,13 @@ def _run(run, variant: str, seed: int, train, test, kinds: int):
     numbers = _measure(model, state, words, config.batch_size)
     row |= {f'{name}_{key}': value for key, value in numbers.items()}
   if model.block is not None:
-    row |= _read(model, state, test, config.batch_size)
+    read = usage.measure_usage(
+      spelling.spelling_reads(model),
+      {**state.params, **state.model_state},
+      _parts(test, config.batch_size),
+      model.block.num_slots,
+    )
+    row |= usage.memory_usage_report(read['block'])
   return result, row
 
 
@@ -164,10 +156,25 @@ def table(rows) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _write(path, text: str) -> None:
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_text(text)
-  partial.replace(path)
+def _picture(rows) -> bytes:
+  """Accuracy against slots; models that are no memory are levels."""
+  memories, levels = {}, {}
+  for row in rows:
+    n_keys, norm = spelling.VARIANTS[row['variant']]
+    if n_keys:
+      name = 'memory' if norm else 'memory, queries not normalised'
+      points = memories.setdefault(name, {})
+      points.setdefault(n_keys**2, []).append(row['test_accuracy'])
+    else:
+      levels.setdefault(row['variant'], []).append(row['test_accuracy'])
+  figure = figures.capacity_curve(
+    memories,
+    levels=levels,
+    ylabel='test words right in every place',
+  )
+  picture = io.BytesIO()
+  figure.savefig(picture, format='png', dpi=130)
+  return picture.getvalue()
 
 
 def main() -> int:
@@ -197,8 +204,11 @@ def main() -> int:
         return run.exit_code(result)
       rows.append(row)
       if run.first:
-        _write(run.workdir / 'results.json', json.dumps(rows, indent=2) + '\n')
-        _write(run.workdir / 'results.md', table(rows))
+        numbers = json.dumps(rows, indent=2) + '\n'
+        files.write_file(run.workdir / 'results.json', numbers)
+        files.write_file(run.workdir / 'results.md', table(rows))
+  if run.first and any(spelling.VARIANTS[name][0] for name in config.variants):
+    files.write_file(run.workdir / 'capacity.png', _picture(rows))
   _training_command_line.say(table(rows))
   return 0
 

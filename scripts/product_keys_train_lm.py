@@ -48,28 +48,17 @@ _training_command_line.define_flags(
 )
 flags.adopt_module_key_flags(_training_command_line)
 
-_BYTES = 256
-
 
 def make_job(config: ml_collections.ConfigDict) -> training.Job:
   """What a step is, without text; for scripts/compile_for_tpu.py."""
-  return recipes.language_model_job(config, _tokenizer(config)[0])
+  vocab_size, _, _ = data.tokenizer(config.vocabulary)
+  return recipes.language_model_job(config, vocab_size)
 
 
-def _tokenizer(config):
-  """Number of tokens, and a function from file names to ids."""
-  if config.vocabulary == 'bytes':
-    return _BYTES, data.read_bytes
-  words = data.read_vocabulary(config.vocabulary)
-  return data.SPECIAL + len(words), functools.partial(
-    data.encode_lines, vocabulary=words
-  )
-
-
-def _read(config, name: str):
+def _read(config, name: str, read):
   paths = [path for path in getattr(config, name).split(',') if path]
   try:
-    return _tokenizer(config)[1](paths)
+    return read(paths)
   except (OSError, UnicodeDecodeError, ValueError) as error:
     raise _command_line.UsageError(f'--config.{name}: {error}') from error
 
@@ -82,16 +71,14 @@ def main() -> int:
       '--config.train is empty; expected text files, with commas between them'
     )
   try:
-    vocab_size, _ = _tokenizer(config)
+    vocab_size, fill, read = data.tokenizer(config.vocabulary)
     job = recipes.language_model_job(config, vocab_size)
     job.abstract()
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(f'--config: {error}') from error
-  text = _read(config, 'train')
-  held_out = _read(config, 'valid') if config.valid else None
+  text = _read(config, 'train', read)
+  held_out = _read(config, 'valid', read) if config.valid else None
   run = _training_command_line.start()
-  # End of sentence, which bytes have none of: a line break.
-  fill = 10 if config.vocabulary == 'bytes' else data.EOS
   stream = functools.partial(
     data.StreamBatches,
     batch_size=config.batch_size,

@@ -1,9 +1,10 @@
 """Text in streams, and CMUdict: what the experiments read."""
 
 import collections
+import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from etils import epath
@@ -14,6 +15,7 @@ __all__ = [
   'read_bytes',
   'read_cmudict',
   'read_vocabulary',
+  'tokenizer',
 ]
 
 EOS, UNKNOWN = 1, 3
@@ -93,6 +95,29 @@ def encode_lines(
     raise ValueError(f'paths {[str(p) for p in paths]} hold no text.')
   largest = max(vocabulary.values(), default=SPECIAL)
   return np.asarray(ids, np.uint16 if largest < 2**16 else np.int32)
+
+
+def tokenizer(
+  vocabulary: str | os.PathLike,
+) -> tuple[int, int, Callable[[list[str | os.PathLike]], np.ndarray]]:
+  """How text becomes ids.
+
+  Args:
+    vocabulary: 'bytes', or a file for `read_vocabulary`.
+
+  Returns:
+    Number of tokens; id that fills up streams, the end of a sentence, which in
+    bytes is a line break; and a function from files to ids.
+
+  Example:
+    >>> tokenizer('bytes')[:2]
+    (256, 10)
+  """
+  if vocabulary == 'bytes':
+    return 256, ord('\n'), read_bytes
+  words = read_vocabulary(vocabulary)
+  read = functools.partial(encode_lines, vocabulary=words)
+  return SPECIAL + len(words), EOS, read
 
 
 class StreamBatches:

@@ -195,9 +195,7 @@ def language_model_job(
     return params, variables
 
   def loss_for(mesh):
-    bag = embedding_bag
-    if mesh is not None and 'mem' in mesh.shape:
-      bag = sharding.make_sharded_bag(mesh, kind=config.table_sharding)
+    bag = bag_for(config, mesh)
     return language_model.language_model_loss(
       make_model(config, vocab_size, bag)
     )
@@ -216,6 +214,27 @@ def language_model_job(
     sparse=has_memory,
     loss_for=loss_for,
   )
+
+
+def bag_for(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None
+) -> Callable:
+  """How rows are summed: on a mesh with the axis 'mem' where they lie."""
+  if mesh is None or 'mem' not in mesh.shape:
+    return embedding_bag
+  return sharding.make_sharded_bag(mesh, kind=config.table_sharding)
+
+
+def language_model_reads(model: language_model.TransformerLM) -> Callable:
+  """What a model reads: a `reads_of` for `usage.measure_usage`."""
+
+  def reads_of(variables, batch):
+    _, changed = model.apply(
+      variables, batch['inputs'], train=False, mutable='reads'
+    )
+    return changed.get('reads', {})
+
+  return reads_of
 
 
 def evaluation_metrics(model: language_model.TransformerLM) -> Callable:
@@ -239,7 +258,8 @@ def make_evaluation(
 ) -> training.Evaluation:
   """Held-out loss, every so many steps and at the end."""
   step = training.make_eval_step(
-    evaluation_metrics(make_model(config, vocab_size)), mesh=mesh
+    evaluation_metrics(make_model(config, vocab_size, bag_for(config, mesh))),
+    mesh=mesh,
   )
   return training.Evaluation(
     'valid',

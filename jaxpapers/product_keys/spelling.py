@@ -178,3 +178,15 @@ def spelling_metrics(model: Speller) -> Callable:
     return {'loss': loss, 'accuracy': right.mean()}
 
   return metric_fn
+
+
+def spelling_reads(model: Speller) -> Callable:
+  """What a model reads: a `reads_of` for `usage.measure_usage`."""
+
+  def reads_of(variables, batch):
+    _, changed = model.apply(
+      variables, batch['letters'], train=False, mutable='reads'
+    )
+    return changed.get('reads', {})
+
+  return reads_of

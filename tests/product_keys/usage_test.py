@@ -44,6 +44,53 @@ class UsageTest(absltest.TestCase):
     total = jax.tree.map(jnp.add, *parts)
     jax.tree.map(np.testing.assert_array_equal, total, whole)
 
+  def test_by_head(self):
+    random = np.random.default_rng(0)
+    ids = jnp.asarray(random.integers(0, 20, (6, 2, 3)), jnp.int32)
+    weights = jnp.asarray(random.random((6, 2, 3)), jnp.float32)
+    state = usage.memory_usage_update(
+      usage.memory_usage_init(20, heads=2),
+      ids.reshape(6, 6),
+      weights.reshape(6, 6),
+    )
+    whole = usage.memory_usage_init(20)
+    reports = usage.memory_usage_by_head(state)
+    for head in range(2):
+      one = usage.memory_usage_update(whole, ids[:, head], weights[:, head])
+      self.assertEqual(reports[head], usage.memory_usage_report(one))
+    both = usage.memory_usage_report(
+      usage.memory_usage_update(whole, ids, weights)
+    )
+    for name, value in usage.memory_usage_report(state).items():
+      self.assertAlmostEqual(value, both[name], places=5, msg=name)
+    with self.assertRaisesRegex(ValueError, 'multiple of the 2 heads'):
+      usage.memory_usage_update(
+        state, jnp.zeros((4, 3), jnp.int32), jnp.ones((4, 3))
+      )
+
+  def test_measure(self):
+    # A model of two layers whose reads the batch itself says.
+    def reads_of(variables, batch):
+      read = {'ids': batch, 'weights': variables * jnp.ones(batch.shape)}
+      return {
+        'first': {'values': read},
+        'block': {'second': {'down': read, 'up': {'ids': batch}}},
+      }
+
+    batches = [jnp.array([[0, 1]]), jnp.array([[1, 3], [1, 4]])]
+    found = usage.measure_usage(reads_of, jnp.float32(0.5), batches, 4)
+    self.assertEqual(list(found), ['block/second', 'first'])
+    for state in found.values():
+      self.assertEqual(state.counts.tolist(), [1, 3, 0, 1])
+      self.assertEqual(state.mass.tolist(), [0.5, 1.5, 0, 0.5])
+    total = usage.sum_usage(found.values())
+    self.assertEqual(total.counts.tolist(), [2, 6, 0, 2])
+    self.assertEqual(total.mass.tolist(), [1, 3, 0, 1])
+    with self.assertRaisesRegex(ValueError, 'batches is empty'):
+      usage.measure_usage(reads_of, 1.0, [], 4)
+    with self.assertRaisesRegex(ValueError, 'leaves no reads'):
+      usage.measure_usage(lambda v, b: {}, 1.0, batches, 4)
+
   def test_goes_on_beyond_2_to_the_24(self):
     state = usage.memory_usage_init(2)._replace(
       mass=jnp.full((2,), 2.0**24), counts=jnp.full((2,), 2**24, jnp.uint32)
@@ -76,6 +123,8 @@ class UsageTest(absltest.TestCase):
     ids = jnp.zeros((2, 3), jnp.int32)
     with self.assertRaisesRegex(ValueError, 'num_slots is 0'):
       usage.memory_usage_init(0)
+    with self.assertRaisesRegex(ValueError, 'heads is 0'):
+      usage.memory_usage_init(4, heads=0)
     with self.assertRaisesRegex(ValueError, 'weights has shape'):
       usage.memory_usage_update(state, ids, jnp.ones((3, 2)))
     with self.assertRaisesRegex(ValueError, 'mask has shape'):
