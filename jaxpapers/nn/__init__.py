@@ -6,8 +6,17 @@ from jaxpapers.nn.attention import (
   fused_attention,
   plain_attention,
 )
+from jaxpapers.nn.batch_norm import BatchNorm
+from jaxpapers.nn.conv import (
+  Conv,
+  DepthwiseConv,
+  depthwise_conv,
+  explicit_padding,
+)
 from jaxpapers.nn.dropout import dropout
 from jaxpapers.nn.embeddings import Embedding
+from jaxpapers.nn.squeeze_excite import SqueezeExcite, squeeze_excite
+from jaxpapers.nn.stochastic_depth import drop_path
 from jaxpapers.nn.transformer import (
   EncoderConfig,
   EncoderLayer,
@@ -20,6 +29,14 @@ from jaxpapers.nn.transformer import (
 )
 
 __all__ = [
+  'BatchNorm',
+  'Conv',
+  'DepthwiseConv',
+  'SqueezeExcite',
+  'depthwise_conv',
+  'drop_path',
+  'explicit_padding',
+  'squeeze_excite',
   'Embedding',
   'EncoderConfig',
   'EncoderLayer',

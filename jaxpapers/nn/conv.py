@@ -1,0 +1,387 @@
+"""Convolutions of images, with the paddings of TensorFlow and of torch.
+
+XLA runs grouped convolutions on CPUs a tap at a time, in scalar code. There the
+depthwise convolution is a sum of shifted images instead, which fuses into one
+loop, and its gradient is written by hand.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ('auto', 'lax', 'shift', 'shift_vjp')
+
+Padding = str | int | Sequence[tuple[int, int]]
+
+
+def explicit_padding(
+  size: Sequence[int],
+  kernel: Sequence[int],
+  strides: Sequence[int],
+  padding: Padding,
+) -> tuple[tuple[int, int], ...]:
+  """Pixels that a padding adds before and after each axis.
+
+  Args:
+    size: Height and width of the image.
+    kernel: Height and width of the kernel.
+    strides: Vertical and horizontal stride.
+    padding: 'SAME' as TensorFlow: as many pixels as leave ceil(size / stride),
+      the odd one at the end. 'symmetric' as torch's models: (kernel - 1) // 2
+      on either side. 'VALID': none. A number: on all sides. Pairs: as they are.
+
+  Returns:
+    A pair per axis.
+
+  Raises:
+    ValueError: If the padding is none of these.
+
+  Example:
+    >>> explicit_padding((224, 224), (3, 3), (2, 2), 'SAME')
+    ((0, 1), (0, 1))
+  """
+  if isinstance(padding, int) and not isinstance(padding, bool):
+    return tuple((padding, padding) for _ in size)
+  if padding == 'VALID':
+    return tuple((0, 0) for _ in size)
+  if padding == 'symmetric':
+    return tuple(((k - 1) // 2, (k - 1) // 2) for k in kernel)
+  if padding == 'SAME':
+    totals = (
+      max((-(-n // s) - 1) * s + k - n, 0)
+      for n, k, s in zip(size, kernel, strides, strict=True)
+    )
+    return tuple((total // 2, total - total // 2) for total in totals)
+  if isinstance(padding, str) or len(padding) != len(size):
+    raise ValueError(
+      f"padding is {padding!r}; expected 'SAME', 'symmetric', 'VALID', a number"
+      ' or a pair for each axis.'
+    )
+  return tuple((int(low), int(high)) for low, high in padding)
+
+
+def depthwise_conv(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: int | tuple[int, int] = 1,
+  padding: Padding = 'SAME',
+  impl: str = 'auto',
+) -> jax.Array:
+  """Convolves each channel with its own kernel.
+
+  y[n, h, w, c] = sum_ij x[n, s h + i, s w + j, c] kernel[i, j, 0, c]
+
+  Args:
+    x: `[N, H, W, C]`, floating.
+    kernel: `[kh, kw, 1, C]`.
+    strides: One number, or vertical and horizontal.
+    padding: As in `explicit_padding`.
+    impl: 'lax' is XLA's grouped convolution, fast on GPUs and TPUs. 'shift'
+      adds shifted images. 'shift_vjp' does too, and sums the gradient of the
+      kernel row by row. 'auto' is 'shift_vjp' on CPUs and 'lax' elsewhere,
+      decided when the program is lowered. Of 'auto' and 'shift_vjp' there is no
+      forward-mode derivative (`jax.jvp`, Hessians).
+
+  Returns:
+    `[N, H', W', C]` in the type to which both are promoted.
+
+  Raises:
+    ValueError: If shapes do not fit, or there is no such implementation.
+
+  Example:
+    >>> y = depthwise_conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2)), 2)
+    >>> y.shape, float(y[0, 0, 0, 0])
+    ((1, 2, 2, 2), 9.0)
+  """
+  if jnp.ndim(x) != 4 or jnp.ndim(kernel) != 4:
+    raise ValueError(
+      f'x has shape {jnp.shape(x)}, kernel {jnp.shape(kernel)}; expected'
+      ' [N, H, W, C] and [kh, kw, 1, C].'
+    )
+  if kernel.shape[2:] != (1, x.shape[-1]):
+    raise ValueError(
+      f'kernel has shape {kernel.shape}; expected [kh, kw, 1, {x.shape[-1]}]'
+      f' for x of shape {x.shape}.'
+    )
+  if impl not in IMPLEMENTATIONS:
+    raise ValueError(f'impl is {impl!r}; expected one of {IMPLEMENTATIONS}.')
+  strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
+  pads = explicit_padding(x.shape[1:3], kernel.shape[:2], strides, padding)
+  dtype = jnp.promote_types(x.dtype, kernel.dtype)
+  x, kernel = x.astype(dtype), kernel.astype(dtype)
+  if impl == 'lax':
+    return _lax(x, kernel, strides, pads)
+  if impl == 'shift':
+    return _shift(x, kernel, strides, pads)
+  return _with_gradient(x, kernel, strides, pads, impl == 'auto')
+
+
+def _lax(x, kernel, strides, pads):
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    pads,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1],
+  )
+
+
+def _shift(x, kernel, strides, pads):
+  # Half types are summed in float32, as convolutions do.
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(wide)
+  weights = kernel.astype(wide)
+  height, width = (
+    (padded.shape[a + 1] - kernel.shape[a]) // strides[a] + 1 for a in (0, 1)
+  )
+  total = None
+  for i in range(kernel.shape[0]):
+    for j in range(kernel.shape[1]):
+      tap = _window(padded, i, j, height, width, strides) * weights[i, j, 0]
+      total = tap if total is None else total + tap
+  return total.astype(x.dtype)
+
+
+def _window(padded, i, j, height, width, strides):
+  """What one tap of the kernel sees."""
+  return padded[
+    :,
+    i : i + (height - 1) * strides[0] + 1 : strides[0],
+    j : j + (width - 1) * strides[1] + 1 : strides[1],
+  ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _with_gradient(x, kernel, strides, pads, by_platform):
+  shift = functools.partial(_shift, strides=strides, pads=pads)
+  if not by_platform:
+    return shift(x, kernel)
+  lax = functools.partial(_lax, strides=strides, pads=pads)
+  return jax.lax.platform_dependent(x, kernel, cpu=shift, default=lax)
+
+
+def _forward(x, kernel, strides, pads, by_platform):
+  return _with_gradient(x, kernel, strides, pads, by_platform), (x, kernel)
+
+
+def _backward(strides, pads, by_platform, residuals, dy):
+  x, kernel = residuals
+
+  def shift(x, kernel, dy):
+    dx = _shift_to_input(dy, kernel, strides, pads, x.shape)
+    return dx, _shift_to_kernel(x, dy, strides, pads, kernel)
+
+  def lax(x, kernel, dy):
+    conv = functools.partial(_lax, strides=strides, pads=pads)
+    return jax.vjp(conv, x, kernel)[1](dy)
+
+  if not by_platform:
+    return shift(x, kernel, dy)
+  return jax.lax.platform_dependent(x, kernel, dy, cpu=shift, default=lax)
+
+
+_with_gradient.defvjp(_forward, _backward)
+
+
+def _shift_to_input(dy, kernel, strides, pads, shape):
+  """Gradient of the input: the flipped kernel over the dilated cotangent.
+
+  Pixels are taken apart by their position modulo the strides: of a dilated
+  cotangent most would be zero.
+  """
+  rows = _phases(shape[1], dy.shape[1], kernel.shape[0], strides[0], pads[0])
+  columns = _phases(shape[2], dy.shape[2], kernel.shape[1], strides[1], pads[1])
+  wide = jnp.promote_types(dy.dtype, jnp.float32)
+  weights = kernel.astype(wide)
+  lines = []
+  for row in rows:
+    parts = []
+    for column in columns:
+      padded = jax.lax.pad(
+        dy.astype(wide),
+        jnp.zeros((), wide),
+        ((0, 0, 0), (*row.pads, 0), (*column.pads, 0), (0, 0, 0)),
+      )
+      total = jnp.zeros((shape[0], row.size, column.size, shape[3]), wide)
+      for i, start_i in row.taps:
+        for j, start_j in column.taps:
+          seen = padded[
+            :, start_i : start_i + row.size, start_j : start_j + column.size
+          ]
+          total = total + seen * weights[i, j, 0]
+      parts.append(total.astype(dy.dtype))
+    lines.append(_interleave(parts, 2, shape[2]))
+  return _interleave(lines, 1, shape[1])
+
+
+class _Phase:
+  """Input positions p, p + stride ... along one axis, and their taps.
+
+  Attributes:
+    size: How many outputs per phase, the same for all.
+    pads: What is added to the cotangent before and after.
+    taps: Pairs of a tap of the kernel and where its slice starts.
+  """
+
+  def __init__(self, phase, size, outputs, kernel, stride, pad):
+    self.size = -(-size // stride)
+    # Input p + stride t meets output o by tap i if p + stride t + pad = stride
+    # o + i, so o = t + (p + pad - i) / stride.
+    offsets = [
+      (i, (phase + pad[0] - i) // stride)
+      for i in range(kernel)
+      if (phase + pad[0] - i) % stride == 0
+    ]
+    before = max([-offset for _, offset in offsets], default=0)
+    after = max([offset for _, offset in offsets], default=0)
+    before, after = max(before, 0), after + self.size - outputs
+    self.pads = before, after
+    self.taps = [(i, offset + before) for i, offset in offsets]
+
+
+def _phases(size, outputs, kernel, stride, pad):
+  return [_Phase(p, size, outputs, kernel, stride, pad) for p in range(stride)]
+
+
+def _interleave(parts, axis, size):
+  """The reverse of taking every stride-th slice along an axis."""
+  if len(parts) == 1:
+    return parts[0]
+  stacked = jnp.stack(parts, axis + 1)
+  shape = list(parts[0].shape)
+  shape[axis] *= len(parts)
+  joined = stacked.reshape(shape)
+  return jax.lax.slice_in_dim(joined, 0, size, axis=axis)
+
+
+def _shift_to_kernel(x, dy, strides, pads, kernel):
+  """Gradient of the kernel, output row by output row.
+
+  A sum over whole images for each tap would read them again and again; the rows
+  of one step stay in the cache.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  taps = kernel.shape[:2]
+  padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  count, height, width, channels = dy.shape
+
+  def add_row(total, index):
+    n, row = index // height, index % height
+    seen = jax.lax.dynamic_slice(
+      padded,
+      (n, row * strides[0], 0, 0),
+      (1, taps[0], padded.shape[2], channels),
+    )[0].astype(wide)
+    seed = jax.lax.dynamic_slice(dy, (n, row, 0, 0), (1, 1, width, channels))
+    seed = seed[0, 0].astype(wide)
+    found = [
+      (seen[i, j : j + (width - 1) * strides[1] + 1 : strides[1]] * seed).sum(0)
+      for i in range(taps[0])
+      for j in range(taps[1])
+    ]
+    return total + jnp.stack(found), None
+
+  start = jnp.zeros((taps[0] * taps[1], channels), wide)
+  total, _ = jax.lax.scan(add_row, start, jnp.arange(count * height))
+  return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+class Conv(nn.Module):
+  """Convolution of images, in the paddings of both worlds.
+
+  Attributes:
+    features: Channels that go out.
+    kernel_size: One number, or height and width.
+    strides: One number, or vertical and horizontal.
+    padding: As in `explicit_padding`.
+    use_bias: Whether a bias is added.
+    kernel_init: Initialiser of `kernel`, `[kh, kw, C, features]`.
+    bias_init: Initialiser of `bias`.
+    dtype: Type of the computation; what x and the kernel give by default.
+    param_dtype: Type of the parameters.
+
+  Example:
+    >>> conv = Conv(8, 3, strides=2, padding='symmetric')
+    >>> x = jnp.ones((1, 32, 32, 3))
+    >>> conv.init_with_output(jax.random.key(0), x)[0].shape
+    (1, 16, 16, 8)
+  """
+
+  features: int
+  kernel_size: int | tuple[int, int] = 1
+  strides: int | tuple[int, int] = 1
+  padding: Any = 'SAME'
+  use_bias: bool = False
+  kernel_init: Any = nn.initializers.lecun_normal()
+  bias_init: Any = nn.initializers.zeros
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolves `[N, H, W, C]` into `[N, H', W', features]`."""
+    size, strides = _pair(self.kernel_size), _pair(self.strides)
+    kernel = self.param(
+      'kernel',
+      self.kernel_init,
+      (*size, x.shape[-1], self.features),
+      self.param_dtype,
+    )
+    bias = None
+    if self.use_bias:
+      bias = self.param(
+        'bias', self.bias_init, (self.features,), self.param_dtype
+      )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    y = jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      strides,
+      explicit_padding(x.shape[1:3], size, strides, self.padding),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y if bias is None else y + bias
+
+
+class DepthwiseConv(nn.Module):
+  """`depthwise_conv` with its kernel.
+
+  Attributes:
+    kernel_size: One number, or height and width.
+    strides: One number, or vertical and horizontal.
+    padding: As in `explicit_padding`.
+    impl: As in `depthwise_conv`.
+    kernel_init: Initialiser of `kernel`, `[kh, kw, 1, C]`. Flax's by fan-out
+      count kh kw C outputs per input, of which there are kh kw.
+    dtype: Type of the computation; what x and the kernel give by default.
+    param_dtype: Type of the kernel.
+  """
+
+  kernel_size: int | tuple[int, int] = 3
+  strides: int | tuple[int, int] = 1
+  padding: Any = 'SAME'
+  impl: str = 'auto'
+  kernel_init: Any = nn.initializers.lecun_normal()
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolves `[N, H, W, C]` into `[N, H', W', C]`."""
+    kernel = self.param(
+      'kernel',
+      self.kernel_init,
+      (*_pair(self.kernel_size), 1, x.shape[-1]),
+      self.param_dtype,
+    )
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return depthwise_conv(x, kernel, self.strides, self.padding, self.impl)
+
+
+def _pair(value):
+  return (value, value) if isinstance(value, int) else tuple(value)
