@@ -158,7 +158,7 @@ class PPO:
   seed: int = 0
   batch: int = 20
   epochs: int = 4
-  learning_rate: float = 5e-3
+  learning_rate: float = 3e-3
   clip: float = 0.2
   entropy: float = 1e-3
   baseline: float = 0.95
