@@ -16,6 +16,8 @@ __all__ = ['embedding_bag', 'embedding_dot']
 IMPLEMENTATIONS = ('auto', 'scan', 'gather')
 # Elements that 'gather' reads at a time: 16 MiB of float32.
 _CHUNK = 2**22
+# Reads of a token that 'scan' adds in one pass: on a CPU a third of the time.
+_UNROLL = 8
 
 
 def embedding_bag(
@@ -131,7 +133,9 @@ def _sum_rows(impl, values, ids, weights):
       return total + weight[:, None] * _rows(values, row, dtype), None
 
     start = jnp.zeros((ids.shape[0], values.shape[1]), dtype)
-    return jax.lax.scan(add, start, (ids.T, weights.T.astype(dtype)))[0]
+    # XLA makes one pass over the sums of as many reads, in the same order.
+    reads = (ids.T, weights.T.astype(dtype))
+    return jax.lax.scan(add, start, reads, unroll=_UNROLL)[0]
 
   def gather(values, ids, weights):
     def one(part):
