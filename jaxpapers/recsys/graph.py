@@ -101,9 +101,7 @@ def rp3_beta(
     walk[inside, first + inside] = 0
     if beta:
       walk = (walk * discount).astype(np.float32)
-    keep = walk != 0
-    if top_k is not None and top_k < n:
-      keep &= keep_top(walk, top_k)
+    keep = keep_top(walk, n if top_k is None else top_k, zeros=False)
     if normalize:
       total = np.where(keep, walk, 0).sum(axis=1, keepdims=True)
       walk = walk / np.where(total > 0, total, 1)
@@ -156,9 +154,7 @@ def prune_columns(weights: Any, top_k: int | None) -> Any:
     keep[part] = keep_top(weights.data[None, part], top_k)[0]
   if keep.all():
     return weights
-  counts = np.add.reduceat(
-    np.append(keep, False).astype(np.int64), starts[:-1]
-  )
+  counts = np.add.reduceat(np.append(keep, False).astype(np.int64), starts[:-1])
   counts[np.diff(starts) == 0] = 0
   return optional.sparse().csc_array(
     (

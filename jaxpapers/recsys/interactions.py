@@ -253,7 +253,10 @@ def check_interactions(
   if shape is None:
     shape = (int(user.max(initial=-1)) + 1, int(item.max(initial=-1)) + 1)
   shape = (int(shape[0]), int(shape[1]))
-  for name, column, size in (('user', user, shape[0]), ('item', item, shape[1])):
+  for name, column, size in (
+    ('user', user, shape[0]),
+    ('item', item, shape[1]),
+  ):
     if n and column.max() >= size:
       raise ValueError(
         f'{name} has id {column.max()}, but shape allows 0..{size - 1}.'

@@ -82,7 +82,7 @@ def _host_ease(train, l2, dtype):
     )
   if info:
     raise ValueError(
-      f'R\'R + {l2} I is not positive definite in {np.dtype(dtype).name}.'
+      f"R'R + {l2} I is not positive definite in {np.dtype(dtype).name}."
       ' Raise l2.'
     )
   del factor

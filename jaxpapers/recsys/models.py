@@ -45,9 +45,12 @@ class ItemModel:
   Attributes:
     weights: `[num_items, num_items]`, row = item of the profile, column = item
       to score; a scipy sparse array, or a dense one.
+    profiles: What to score with instead of the profile, scipy sparse `[num_users,
+      num_items]`; usually None.
   """
 
   weights: Any
+  profiles: Any = None
 
 
 @flax.struct.dataclass
@@ -130,7 +133,13 @@ def _(model: ItemModel, train: Interactions, users: Any) -> np.ndarray:
       f'model was fitted for {weights.shape[0]} items; train has'
       f' {train.num_items}.'
     )
-  profiles = train.csr[np.asarray(users)]
+  profiles = train.csr if model.profiles is None else model.profiles
+  if profiles.shape[0] != train.num_users:
+    raise ValueError(
+      f'model has weighted profiles of {profiles.shape[0]} users; train has'
+      f" {train.num_users}. Fit with score_with='raw' for new users."
+    )
+  profiles = profiles[np.asarray(users)]
   if is_sparse(weights):
     return (profiles @ weights).toarray()
   if jax.default_backend() == 'cpu':

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.recsys import optional, weighting as weighting_lib
+from jaxpapers.recsys import optional
+from jaxpapers.recsys import weighting as weighting_lib
 from jaxpapers.recsys.interactions import Interactions
 from jaxpapers.recsys.models import ItemModel, UserModel
 from jaxpapers.recsys.similarity import similarity_top_k
@@ -20,6 +21,7 @@ def item_knn(
   weighting: str = 'none',
   alpha: float = 0.5,
   tversky: tuple[float, float] = (1.0, 1.0),
+  score_with: str = 'raw',
   **options: Any,
 ) -> ItemModel:
   """Items are alike whose users are (ItemKNN-CF).
@@ -33,12 +35,17 @@ def item_knn(
     weighting: 'none', 'TF-IDF' or 'BM25', with items as documents.
     alpha: Of the asymmetric cosine.
     tversky: Of Tversky.
+    score_with: Sum over 'raw' or 'weighted' profiles; the original code does
+      the latter, which for TF-IDF is a factor for each user.
     **options: More of `similarity.from_gram`.
 
   Returns:
-    A model; it scores with the unweighted profile. With TF-IDF a weighted one
-    would differ by a factor for each user only.
+    An item model.
+
+  Raises:
+    ValueError: `score_with`, `similarity` or `weighting` is unknown.
   """
+  _check_score_with(score_with)
   matrix = train.csr
   if weighting != 'none':
     matrix = weighting_lib.weight(matrix.T, weighting).T
@@ -52,7 +59,8 @@ def item_knn(
       alpha=alpha,
       tversky=tversky,
       **options,
-    )
+    ),
+    matrix.tocsr() if score_with == 'weighted' else None,
   )
 
 
@@ -97,10 +105,7 @@ def user_knn(
     raise ValueError(
       f"neighbours is {neighbours!r}; expected 'reverse' or 'forward'."
     )
-  if score_with not in ('raw', 'weighted'):
-    raise ValueError(
-      f"score_with is {score_with!r}; expected 'raw' or 'weighted'."
-    )
+  _check_score_with(score_with)
   matrix = train.csr
   if weighting != 'none':
     matrix = weighting_lib.weight(matrix.T, weighting).T.tocsr()
@@ -194,6 +199,13 @@ def hybrid_knn(
     format='csr',
   )
   return content_knn(train, both, side=side, weighting=weighting, **settings)
+
+
+def _check_score_with(score_with):
+  if score_with not in ('raw', 'weighted'):
+    raise ValueError(
+      f"score_with is {score_with!r}; expected 'raw' or 'weighted'."
+    )
 
 
 def _features(train, features, side):

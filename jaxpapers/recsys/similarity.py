@@ -142,12 +142,13 @@ def from_gram(
   """
   if kind == 'euclidean':
     square = xp.maximum(neighbour + target - 2 * gram, 0)
-    # Undefined where an end is empty: such columns have no neighbours.
-    scale = num_rows
+    defined = True
     if normalize:
       norms = xp.sqrt(neighbour) * xp.sqrt(target)
-      scale = xp.where(norms > 0, norms, 1) * num_rows
-    square = square / scale
+      # An empty column has no neighbours.
+      defined = norms > 0
+      square = square / xp.where(defined, norms, 1)
+    square = square / num_rows
     # The root has no derivative at 0.
     positive = square > 0
     distance = xp.where(positive, xp.sqrt(xp.where(positive, square, 1)), 0)
@@ -155,7 +156,7 @@ def from_gram(
       distance = xp.log(distance + 1)
     elif euclidean == 'exp':
       distance = xp.exp(distance)
-    return 1 / (distance + shrink + 1e-9)
+    return xp.where(defined, 1 / (distance + shrink + 1e-9), 0)
   if kind == 'jaccard':
     return gram / (neighbour + target - gram + shrink + _EPS)
   if kind == 'dice':
@@ -175,7 +176,7 @@ def from_gram(
 
 
 def _power(base, exponent, xp):
-  """base ** exponent with 0 for empty columns, whatever the exponent."""
+  """Base ** exponent with 0 for empty columns, whatever the exponent."""
   positive = base > 0
   return xp.where(positive, xp.where(positive, base, 1) ** exponent, 0)
 
@@ -247,8 +248,10 @@ def similarity_blocks(
   x = _prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
   squares = x.multiply(x).sum(axis=0)
   norms = np.asarray(squares, np.float64).astype(np.float32)
-  left = x if row_weights is None else x.multiply(
-    np.asarray(row_weights, np.float32)[:, None]
+  left = (
+    x
+    if row_weights is None
+    else x.multiply(np.asarray(row_weights, np.float32)[:, None])
   )
   left = left.tocsr().T.tocsr()
   columns = x.tocsc()
@@ -296,18 +299,35 @@ def top_k_columns(w: Any, k: int | None, ties: str = 'index') -> Any:
   return kept.T
 
 
-def keep_top(rows: np.ndarray, k: int, ties: str = 'index') -> np.ndarray:
-  """Where the k largest of each row are, bool; lowest index among equals."""
+def keep_top(
+  rows: np.ndarray, k: int, ties: str = 'index', zeros: bool = True
+) -> np.ndarray:
+  """Where the k largest of each row are, bool; lowest index among equals.
+
+  Args:
+    rows: `[b, n]`.
+    k: How many.
+    ties: 'index', or 'keep' all that equal the last.
+    zeros: Whether zeros count; False keeps fewer instead.
+  """
   n = rows.shape[1]
   if k >= n:
-    return np.ones(rows.shape, bool)
+    return np.ones(rows.shape, bool) if zeros else rows != 0
   threshold = np.partition(rows, n - k, axis=1)[:, n - k, None]
   keep = rows >= threshold
-  if ties == 'index':
-    for row in np.flatnonzero(np.count_nonzero(keep, axis=1) > k):
-      equal = np.flatnonzero(rows[row] == threshold[row])
-      above = np.count_nonzero(rows[row] > threshold[row])
-      keep[row, equal[k - above :]] = False
+  if not zeros:
+    keep &= rows != 0
+  if ties == 'keep':
+    return keep
+  many = np.flatnonzero(np.count_nonzero(keep, axis=1) > k)
+  for first in range(0, len(many), 256):
+    some = many[first : first + 256]
+    part, limit = rows[some], threshold[some]
+    equal, above = part == limit, part > limit
+    left = k - np.count_nonzero(above, axis=1)[:, None]
+    keep[some] = above | (equal & (np.cumsum(equal, 1, np.int32) <= left))
+    if not zeros:
+      keep[some] &= part != 0
   return keep
 
 
@@ -329,11 +349,7 @@ def sparse_top_k(
   values, indices, counts = [], [], []
   for _, block in blocks:
     rows = np.ascontiguousarray(block.T)
-    if k is None or k >= n:
-      keep = rows != 0
-    else:
-      keep = keep_top(rows, k)
-      keep &= rows != 0
+    keep = keep_top(rows, n if k is None else k, zeros=False)
     counts.append(np.count_nonzero(keep, axis=1))
     indices.append(np.nonzero(keep)[1].astype(np.int32))
     values.append(rows[keep])

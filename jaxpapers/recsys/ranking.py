@@ -1,0 +1,320 @@
+"""From scores to ranked lists and ranks, with an explicit rule for ties."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.models import score
+from jaxpapers.recsys.similarity import keep_top
+
+TIES = ('index', 'expected', 'optimistic', 'pessimistic')
+
+
+class Ranks(NamedTuple):
+  """Where a user's test items are, up to some depth, maybe in expectation.
+
+  Without ties (or with ties broken) these are plain facts about one list. With
+  expected ties they are means over all orders of items with equal scores.
+
+  Attributes:
+    hit: Probability that the item at a position is a test item, `[b, depth]`.
+    gain: Its expected gain, 2^relevance - 1, `[b, depth]`.
+    before: Expected number of hits above, given a hit here, `[b, depth]`.
+    none: Probability of no hit down to this position, `[b, depth]`.
+    length: Length of the whole list, int `[b]`: items that may be recommended.
+  """
+
+  hit: Any
+  gain: Any
+  before: Any
+  none: Any
+  length: Any
+
+
+class Lists(NamedTuple):
+  """Recommendations.
+
+  Attributes:
+    users: Whose, int `[b]`.
+    items: Items, best first, int32 `[b, k]`; -1 where a list is shorter.
+    scores: Their scores, float32 `[b, k]`; -inf there.
+  """
+
+  users: np.ndarray
+  items: np.ndarray
+  scores: np.ndarray
+
+
+def rank_of_hits(hit: Any, gain: Any, length: Any) -> Ranks:
+  """Ranks of lists whose order is settled.
+
+  Args:
+    hit: Whether a position holds a test item, `[b, depth]`.
+    gain: Gain there, `[b, depth]`.
+    length: Length of the list, int `[b]`.
+  """
+  hit = jnp.asarray(hit)
+  hit = hit.astype(jnp.result_type(float))
+  return Ranks(
+    hit,
+    jnp.asarray(gain).astype(hit.dtype),
+    jnp.cumsum(hit, -1) - hit,
+    jnp.cumprod(1 - hit, -1),
+    jnp.asarray(length),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('ties',))
+def rank_candidates(
+  scores: Any,
+  positive: Any,
+  seen: Any = None,
+  gain: Any = None,
+  *,
+  ties: str = 'expected',
+) -> Ranks:
+  """Ranks the candidates of each user.
+
+  Args:
+    scores: float `[b, c]`; -inf for what may not be recommended. Columns are in
+      the order of item ids, which 'index' breaks ties by.
+    positive: Which candidates are test items, bool `[b, c]`.
+    seen: Which may not be recommended, bool `[b, c]`; optional.
+    gain: Gain of each test item, `[b, c]`; 1 by default.
+    ties: 'expected' averages over all orders of equal scores, 'optimistic' puts
+      test items first, 'pessimistic' last, 'index' the lower id first.
+
+  Returns:
+    Ranks over all c positions.
+
+  Raises:
+    ValueError: `ties` is unknown.
+
+  Example:
+    >>> ranks = rank_candidates(jnp.zeros((1, 4)), jnp.eye(4, dtype=bool)[:1])
+    >>> ranks.hit[0].tolist()
+    [0.25, 0.25, 0.25, 0.25]
+  """
+  if ties not in TIES:
+    raise ValueError(f'ties is {ties!r}; expected one of {", ".join(TIES)}.')
+  scores, positive = jnp.asarray(scores), jnp.asarray(positive)
+  dtype = jnp.result_type(float)
+  valid = scores > -jnp.inf
+  if seen is not None:
+    valid &= ~jnp.asarray(seen)
+  positive = positive & valid
+  gain = positive.astype(dtype) if gain is None else jnp.asarray(gain, dtype)
+  gain = jnp.where(positive, gain, 0)
+  # Equal scores are equal also as -0 and 0.
+  key = jnp.where(valid, -(scores + 0), jnp.inf)
+  second = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape)
+  if ties == 'optimistic':
+    second = jnp.where(positive, -1 - gain, 0)
+  elif ties == 'pessimistic':
+    second = jnp.where(positive, 1 + gain.max() - gain, 0)
+  key, _, positive, gain, valid = jax.lax.sort(
+    (key, second.astype(dtype), positive.astype(dtype), gain, valid),
+    num_keys=2,
+  )
+  length = valid.sum(-1)
+  if ties != 'expected':
+    return rank_of_hits(positive, gain, length)
+  return _expected(key, positive, gain, length)
+
+
+def _expected(key, positive, gain, length):
+  """Means over the orders within groups of equal keys."""
+  c = key.shape[-1]
+  at = jnp.arange(c)
+  starts = jnp.concatenate(
+    [jnp.ones_like(key[..., :1], bool), key[..., 1:] != key[..., :-1]], -1
+  )
+  start = jax.lax.cummax(jnp.where(starts, at, 0), axis=key.ndim - 1)
+  ends = jnp.concatenate([starts[..., 1:], starts[..., :1] | True], -1)
+  end = jax.lax.cummin(
+    jnp.where(ends, at + 1, c), axis=key.ndim - 1, reverse=True
+  )
+
+  def total(x):
+    sums = jnp.concatenate([jnp.zeros_like(x[..., :1]), jnp.cumsum(x, -1)], -1)
+    above = jnp.take_along_axis(sums, start, -1)
+    return above, jnp.take_along_axis(sums, end, -1) - above
+
+  above, hits = total(positive)
+  size = (end - start).astype(positive.dtype)
+  offset = (at - start).astype(positive.dtype)
+  others = jnp.where(size > 1, (hits - 1) / jnp.maximum(size - 1, 1), 0)
+  none = jnp.cumprod(jnp.maximum(size - hits - offset, 0) / (size - offset), -1)
+  return Ranks(
+    hits / size,
+    total(gain)[1] / size,
+    above + offset * jnp.maximum(others, 0),
+    none,
+    length,
+  )
+
+
+def top_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """The k best items of each row; the lower id first among equals.
+
+  Args:
+    scores: float32 `[b, n]` without NaN; -inf for what is left out.
+    k: How many.
+
+  Returns:
+    Items int32 `[b, k]`, -1 where there are no more; their scores.
+  """
+  k = min(k, scores.shape[1])
+  items = np.nonzero(keep_top(scores, k))[1].reshape(len(scores), k)
+  values = np.take_along_axis(scores, items, 1)
+  order = np.argsort(-values, axis=1, kind='stable')
+  items = np.take_along_axis(items, order, 1).astype(np.int32)
+  values = np.take_along_axis(values, order, 1)
+  items[values == -np.inf] = -1
+  return items, values
+
+
+@functools.partial(jax.jit, static_argnames=('k',))
+def top_items_device(
+  scores: Any, seen: Any, k: int
+) -> tuple[jax.Array, jax.Array]:
+  """`top_items` on a device, leaving out what is seen.
+
+  Args:
+    scores: float `[b, n]`.
+    seen: Items to leave out, int `[b, length]`, padded with n.
+    k: How many.
+  """
+  rows = jnp.arange(scores.shape[0])[:, None]
+  scores = scores.at[rows, seen].set(-jnp.inf, mode='drop')
+  values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
+  return jnp.where(values == -jnp.inf, -1, items), values
+
+
+def rank_full(
+  score_fn: Any,
+  train: Interactions,
+  users: Any,
+  k: int,
+  *,
+  exclude_seen: bool = True,
+  ignore_items: Any = (),
+  block: int | None = None,
+) -> Lists:
+  """The k best items of all, for some users.
+
+  Args:
+    score_fn: A model, or a function of users `[b]` that returns scores `[b, n]`.
+    train: Profiles to score from, and to leave out.
+    users: Rows of `train`.
+    k: Length of lists, at most the number of items.
+    exclude_seen: Leave out what a user has in `train`.
+    ignore_items: Never recommend these.
+    block: Users at a time; None for blocks of some 30 MB.
+
+  Returns:
+    Lists; equal scores are in the order of ids.
+
+  Raises:
+    ValueError: k is out of range, or a score is NaN.
+  """
+  users = np.asarray(users)
+  if not 1 <= k <= train.num_items:
+    raise ValueError(
+      f'k is {k}; expected 1 to {train.num_items}, the number of items.'
+    )
+  items = np.full((len(users), k), -1, np.int32)
+  values = np.full((len(users), k), -np.inf, np.float32)
+  for part, scores in score_blocks(
+    score_fn, train, users, exclude_seen, ignore_items, block
+  ):
+    if isinstance(scores, tuple):
+      found = top_items_device(*scores, k=k)
+      items[part], values[part] = (np.asarray(x) for x in found)
+    else:
+      items[part], values[part] = top_items(scores, k)
+  return Lists(users, items, values)
+
+
+def score_blocks(
+  score_fn: Any,
+  train: Interactions,
+  users: np.ndarray,
+  exclude_seen: bool = True,
+  ignore_items: Any = (),
+  block: int | None = None,
+  host: bool = False,
+) -> Iterator[tuple[slice, Any]]:
+  """Scores of blocks of users, checked, what is excluded at -inf.
+
+  Yields:
+    The place of the block in `users`; and scores float32 `[b, n]` or, on an
+    accelerator, a pair of scores and padded items to exclude.
+  """
+  function = as_function(score_fn, train)
+  block = block or block_size(train.num_items)
+  counts = train.user_counts()
+  ignore = np.asarray(ignore_items, int)
+  for first in range(0, len(users), block):
+    part = slice(first, first + block)
+    some = users[part]
+    scores = function(some)
+    if tuple(scores.shape) != (len(some), train.num_items):
+      raise ValueError(
+        f'score_fn returned shape {scores.shape}; expected'
+        f' {(len(some), train.num_items)}.'
+      )
+    on_device = isinstance(scores, jax.Array) and not host
+    if on_device and jax.default_backend() != 'cpu':
+      _check_scores(int(jnp.isnan(scores).any(-1).sum()))
+      seen = train.to_padded(some, int(counts.max(initial=1)))[0]
+      if not exclude_seen:
+        seen = np.full_like(seen, train.num_items)
+      if len(ignore):
+        more = np.broadcast_to(ignore, (len(some), len(ignore)))
+        seen = np.concatenate([seen, more], 1)
+      yield part, (scores, jnp.asarray(seen))
+      continue
+    scores = np.array(scores, np.float32)
+    # A sum is NaN if one score is: cheaper than looking at each.
+    bad = np.isnan(scores.sum(axis=1))
+    if bad.any():
+      _check_scores(int(np.isnan(scores[bad]).any(axis=1).sum()))
+    if exclude_seen:
+      lengths = counts[some]
+      rows = np.repeat(np.arange(len(some)), lengths)
+      inside = np.arange(len(rows)) - np.repeat(
+        np.cumsum(lengths) - lengths, lengths
+      )
+      at = np.repeat(train.row_starts[some], lengths) + inside
+      scores[rows, train.item[at]] = -np.inf
+    if len(ignore):
+      scores[:, ignore] = -np.inf
+    yield part, scores
+
+
+def _check_scores(bad):
+  if bad:
+    raise ValueError(
+      f'scores are NaN for {bad} users. The model is broken (diverged?): metrics'
+      ' of it would mean nothing.'
+    )
+
+
+def block_size(num_items: int) -> int:
+  """Users whose scores take some 30 MB."""
+  return int(np.clip((1 << 23) // max(num_items, 1), 16, 4096))
+
+
+def as_function(
+  score_fn: Any, train: Interactions
+) -> Callable[[np.ndarray], Any]:
+  """A function of users, of a model or of such a function."""
+  if callable(score_fn):
+    return score_fn
+  return lambda users: score(score_fn, train, users)
