@@ -251,6 +251,37 @@ class ScriptsTest(absltest.TestCase):
     self.assertAlmostEqual(found['usage'], results[-1]['usage'], places=9)
     self.assertAlmostEqual(found['kl_w'], results[-1]['kl_w'], places=5)
 
+  @pytest.mark.slow
+  def test_benchmark(self):
+    flags = ['--tokens=16', '--width=16', '--k_dim=8', '--knn=4']
+    done = scripts.run(
+      'product_keys_benchmark',
+      *flags,
+      '--n_keys=8,16',
+      '--flat_limit=64',
+      '--modes=auto',
+      '--repeats=1',
+      f'--workdir={self.folder / "cost"}',
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    found = json.loads((self.folder / 'cost/benchmark.json').read_text())
+    first, second = found['rows']
+    self.assertEqual((first['slots'], second['slots']), (64, 256))
+    for name in ('product_search', 'dense_forward', 'auto_step'):
+      self.assertGreater(first[f'{name}_milliseconds'], 0)
+    self.assertIn('flat_search_milliseconds', first)
+    self.assertNotIn('flat_search_milliseconds', second)
+    # A query of 4 heads x 8, 16 + 16 or 256 keys, 4 x 4 rows of 16.
+    self.assertAlmostEqual(
+      second['megaflop_per_token']['product'],
+      2e-6 * (16 * 32 + 16 * 32 + 16 * 16),
+    )
+    self.assertAlmostEqual(
+      second['megaflop_per_token']['flat'],
+      2e-6 * (16 * 32 + 256 * 32 + 16 * 16),
+    )
+    self.assertTrue((self.folder / 'cost/scaling.png').is_file())
+
   def test_usage_errors(self):
     for name, flags, words in (
       ('product_keys_train_lm', [], '--config.train is empty'),
@@ -265,6 +296,7 @@ class ScriptsTest(absltest.TestCase):
         [f'--run={self.folder}', f'--text={self.text}'],
         'has no config.json',
       ),
+      ('product_keys_benchmark', ['--n_keys=4'], 'knn is 32'),
     ):
       done = scripts.run(name, f'--workdir={self.folder / "w"}', *flags)
       scripts.assert_usage_error(self, done, words)
