@@ -64,7 +64,7 @@ format: $(VENV)/installed-lint
 # The peers are built from source: libsuitesparse-dev has to be there.
 bench: $(VENV)/installed-bench
 	@mkdir -p bench_output
-	@set -e; for file in benchmarks/*.py; do \
+	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$file .py); \
 	  echo "$$file -> bench_output/$$name.json"; \
 	  $(BIN)/python $$file > bench_output/$$name.json; \

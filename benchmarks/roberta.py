@@ -1,9 +1,7 @@
 """RoBERTa's training step beside Hugging Face's, its head, masking, text.
 
 Prints one JSON object. Every number is of this run; peers and ours alternate,
-so that a busy machine slows all of them alike. Milliseconds are of the wall
-clock, and of the processors ("cpu"): these count all threads, and change less
-with what else a machine does. Ratios are ours over the peer's.
+see `_side_by_side.py`. Ratios are ours over the peer's.
 
   python benchmarks/roberta.py                     # CPU, several minutes
   python benchmarks/roberta.py --parts=step --model=small --repeats=10
@@ -19,6 +17,8 @@ What is measured:
     AdamW. Weights are equal at the start; dropout makes the losses differ.
   head: our step with logits at the masked positions against logits everywhere.
   masking: choosing and replacing tokens inside jit, as a share of a step.
+  compile: seconds of the processors to trace and compile base's forward pass of
+    8 x 512 tokens, layers one by one and as one scanned body.
   tokenizer: MB/s of ByteLevelBPE, with and without the words that it remembers
     from a first pass, and of the library tokenizers (loading included in cold).
   pipeline: tokens/s from a tokenised corpus to batches in memory.
@@ -31,20 +31,17 @@ alone. --data holds encoder.json, vocab.bpe, dict.txt and *.txt.
 """
 
 import functools
-import json
 import os
-import pathlib
-import platform
 import statistics
-import sys
-import tempfile
 import time
 
+import _roberta_text
+import _side_by_side
 from absl import app, flags
 
 _PARTS = flags.DEFINE_list(
   'parts',
-  ['step', 'head', 'masking', 'tokenizer', 'pipeline'],
+  ['step', 'head', 'masking', 'compile', 'tokenizer', 'pipeline'],
   'What to measure.',
 )
 _MODEL = flags.DEFINE_list('model', ['base', 'small'], 'Models of the steps.')
@@ -207,46 +204,6 @@ def _peer_step(config, batch, device='cpu', params=None, fast=False):
   return call
 
 
-def _alternate(calls, repeats):
-  """Milliseconds of each call in turns, on the wall and of the processors."""
-  wall = {name: [] for name in calls}
-  cpu = {name: [] for name in calls}
-  losses = {name: call() for name, call in calls.items()}
-  for _ in range(repeats):
-    for name, call in calls.items():
-      start, used = time.perf_counter(), time.process_time()
-      call()
-      wall[name].append(1e3 * (time.perf_counter() - start))
-      cpu[name].append(1e3 * (time.process_time() - used))
-  return wall, cpu, losses
-
-
-def _summary(wall, cpu, ours, peer):
-  out = {}
-  for kind, times in (('wall', wall), ('cpu', cpu)):
-    out[f'{kind}_milliseconds_median'] = {
-      name: round(statistics.median(t), 1) for name, t in times.items()
-    }
-    out[f'{kind}_milliseconds_min'] = {
-      name: round(min(t), 1) for name, t in times.items()
-    }
-  if ours in wall and peer in wall:
-    out[f'{ours}_over_{peer}'] = {
-      f'{kind}_{name}': float(
-        f'{reduce(times[ours]) / reduce(times[peer]):.3g}'
-      )
-      for kind, times in (('wall', wall), ('cpu', cpu))
-      for name, reduce in (('median', statistics.median), ('min', min))
-    }
-  return out
-
-
-def _has(*names):
-  import importlib.util
-
-  return all(importlib.util.find_spec(name) for name in names)
-
-
 def _step():
   import jax
 
@@ -256,16 +213,16 @@ def _step():
     ours, held = _our_step(config, batch)
     params = jax.device_get(held[0].params)
     calls = {'jaxpapers': ours}
-    if _has('torch', 'transformers'):
+    if _side_by_side.has('torch', 'transformers'):
       calls['transformers'] = _peer_step(config, batch, params=params)
-    wall, cpu, losses = _alternate(calls, _REPEATS.value)
+    wall, cpu, losses = _side_by_side.alternate(calls, _REPEATS.value)
     result[name] = {
       'batch': list(_SHAPES[name]),
       'predicted': int(batch['positions'].size),
       'parameters': sum(p.size for p in jax.tree.leaves(params)),
       'first_loss': {k: round(v, 4) for k, v in losses.items()},
       'repeats': _REPEATS.value,
-      **_summary(wall, cpu, 'jaxpapers', 'transformers'),
+      **_side_by_side.summary(wall, cpu, 'jaxpapers', 'transformers'),
     }
     del ours, held, calls
   return result
@@ -278,8 +235,8 @@ def _head():
     masked, _ = _our_step(config, batch)
     everywhere, _ = _our_step(config, batch, everywhere=True)
     calls = {'masked': masked, 'everywhere': everywhere}
-    wall, cpu, _ = _alternate(calls, _REPEATS.value)
-    result[name] = _summary(wall, cpu, 'masked', 'everywhere')
+    wall, cpu, _ = _side_by_side.alternate(calls, _REPEATS.value)
+    result[name] = _side_by_side.summary(wall, cpu, 'masked', 'everywhere')
   return result
 
 
@@ -306,111 +263,30 @@ def _masking():
     def call(mask=mask, keys=keys, ids=ids):
       jax.block_until_ready(mask(keys, ids, ids != 1))
 
-    wall, cpu, _ = _alternate({'masking': call, 'step': step}, _REPEATS.value)
-    result[name] = _summary(wall, cpu, 'masking', 'step')
+    wall, cpu, _ = _side_by_side.alternate(
+      {'masking': call, 'step': step}, _REPEATS.value
+    )
+    result[name] = _side_by_side.summary(wall, cpu, 'masking', 'step')
   return result
 
 
-def _texts():
-  """Lines of the text files, or of words that are made up."""
-  import numpy as np
+def _compile():
+  import jax
+  import jax.numpy as jnp
 
-  folder = pathlib.Path(_DATA.value)
-  lines = [
-    line.strip()
-    for path in sorted(folder.glob('wikitext*.txt'))
-    for line in path.read_text('utf-8').split('\n')
-    if line.strip()
-  ]
-  if not lines:
-    rng = np.random.default_rng(0)
-    letters = np.array(list('etaoinshrdlu'))
-    words = [
-      ''.join(rng.choice(letters, rng.integers(2, 9))) for _ in range(5000)
-    ]
-    rank = rng.zipf(1.3, (4000, 40)) % len(words)
-    lines = [' '.join(words[i] for i in row) for row in rank]
-  return lines
+  from jaxpapers.nn import transformer
 
-
-def _bpe(folder):
-  """The official vocabulary, or one trained here."""
-  from jaxpapers.roberta import bpe
-
-  data = pathlib.Path(_DATA.value)
-  if (data / 'vocab.bpe').exists():
-    return bpe.ByteLevelBPE.from_directory(data), data
-  corpus = pathlib.Path(folder, 'corpus.txt')
-  corpus.write_text('\n'.join(_texts()), 'utf-8')
-  trained = bpe.ByteLevelBPE.train([corpus], 4000)
-  trained.save(folder)
-  return trained, pathlib.Path(folder)
-
-
-def _tokenizer():
-  import pickle
-
-  with tempfile.TemporaryDirectory() as folder:
-    ours, files = _bpe(folder)
-    lines = _texts()
-    size = sum(len(line.encode()) for line in lines) / 1e6
-    # Without the words that it remembers from other texts.
-    fresh = pickle.dumps(ours)
-    calls = {
-      'cold': lambda: pickle.loads(fresh).encode_flat(lines),
-      'warm': lambda: ours.encode_flat(lines),
+  result = {}
+  for name, scan in (('one by one', False), ('scanned', True)):
+    encoder = transformer.TransformerEncoder(_config('base', scan_layers=scan))
+    ids = jax.ShapeDtypeStruct((8, 512), jnp.int32)
+    params = jax.eval_shape(encoder.init, jax.random.key(0), ids)
+    start, used = time.perf_counter(), time.process_time()
+    jax.jit(encoder.apply).lower(params, ids).compile()
+    result[name] = {
+      'wall_seconds': round(time.perf_counter() - start, 2),
+      'cpu_seconds': round(time.process_time() - used, 2),
     }
-    names = ('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')
-    pair = next(
-      [str(files / name) for name in both]
-      for both in names
-      if (files / both[0]).exists()
-    )
-    if _has('tokenizers'):
-      import tokenizers
-
-      peer = tokenizers.ByteLevelBPETokenizer.from_file(*pair)
-      calls['tokenizers'] = lambda: [e.ids for e in peer.encode_batch(lines)]
-    wall, cpu, _ = _alternate(calls, _REPEATS.value)
-  speeds = {
-    name: {
-      'megabytes_per_second': round(1e3 * size / statistics.median(t), 2),
-      'per_cpu_second': round(1e3 * size / statistics.median(cpu[name]), 2),
-    }
-    for name, t in wall.items()
-  }
-  return {'megabytes': round(size, 2), 'vocabulary': ours.vocab_size, **speeds}
-
-
-def _pipeline():
-  from jaxpapers import data
-  from jaxpapers.roberta import blocks, tokenization
-
-  with tempfile.TemporaryDirectory() as folder:
-    bpe, _ = _bpe(folder)
-    text = pathlib.Path(folder, 'text.txt')
-    text.write_text('\n'.join(_texts()), 'utf-8')
-    start = time.perf_counter()
-    corpus = tokenization.tokenize_corpus(
-      text, bpe, pathlib.Path(folder, 'tokens')
-    )
-    seconds = time.perf_counter() - start
-    result = {
-      'tokens': corpus.num_tokens,
-      'tokenize_corpus_tokens_per_second': round(corpus.num_tokens / seconds),
-    }
-    for mode in ('full', 'doc', 'segment_pairs'):
-      source = blocks.BlockSource(corpus, mode, 128)
-      batches = data.batches(source, 32, seed=0)
-      next(batches)
-      times, count = [], 200
-      for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(count):
-          next(batches)
-        times.append(time.perf_counter() - start)
-      rate = count * 32 * 128 / statistics.median(times)
-      result[f'{mode}_tokens_per_second'] = round(rate)
   return result
 
 
@@ -444,7 +320,7 @@ def _accelerator():
   }
 
   def rates(calls):
-    wall, _, losses = _alternate(calls, _REPEATS.value)
+    wall, _, losses = _side_by_side.alternate(calls, _REPEATS.value)
     out = {}
     for name, times in wall.items():
       rate = size * length / (1e-3 * statistics.median(times))
@@ -476,7 +352,7 @@ def _accelerator():
         result[name][variant]['peak_gigabytes_so_far'] = round(
           peak_bytes / 1e9, 2
         )
-    if _has('torch', 'transformers'):
+    if _side_by_side.has('torch', 'transformers'):
       import torch
 
       if torch.cuda.is_available():
@@ -489,32 +365,18 @@ def main(argv):
   """Runs the chosen parts and prints one JSON object."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  _side_by_side.choose('model', _MODEL.value, list(_SHAPES))
   parts = {
     'step': _step,
     'head': _head,
     'masking': _masking,
-    'tokenizer': _tokenizer,
-    'pipeline': _pipeline,
+    'compile': _compile,
     'accelerator': _accelerator,
   }
-  for flag, values, known in (
-    ('parts', _PARTS.value, parts),
-    ('model', _MODEL.value, _SHAPES),
-  ):
-    unknown = set(values) - set(known)
-    if unknown:
-      raise app.UsageError(f'--{flag}: {sorted(unknown)}; of {list(known)}')
-  import jax
-
-  result = {
-    'machine': f'{platform.processor() or platform.machine()},'
-    f' {os.cpu_count()} cores, {jax.default_backend()}',
-    'jax': jax.__version__,
-  }
-  for part in _PARTS.value:
-    result[part] = parts[part]()
-    print(json.dumps({part: result[part]}), file=sys.stderr)
-  print(json.dumps(result, indent=2))
+  for name in ('tokenizer', 'pipeline'):
+    call = getattr(_roberta_text, name)
+    parts[name] = functools.partial(call, _DATA.value, _REPEATS.value)
+  _side_by_side.report(_PARTS.value, parts)
 
 
 if __name__ == '__main__':

@@ -135,7 +135,9 @@ class Tree:
     self.script_helpers = [
       p for p in scripts if p.name.startswith('_') and p.name != '__init__.py'
     ]
-    self.benchmarks = sorted(root.glob('benchmarks/*.py'))
+    benchmarks = sorted(root.glob('benchmarks/*.py'))
+    self.benchmarks = [p for p in benchmarks if not p.name.startswith('_')]
+    self.benchmark_helpers = [p for p in benchmarks if p.name.startswith('_')]
     self.tools = sorted(root.glob('tools/*.py'))
     files = [
       p for p in python_files(root / 'tests') if 'testdata' not in p.parts
@@ -171,6 +173,8 @@ class Tree:
       return f':{top}'
     if top in {p.stem for p in self.script_helpers}:
       return ':scripts_common'
+    if top in {p.stem for p in self.benchmark_helpers}:
+      return ':benchmarks_common'
     if top in ('', 'scripts', 'jaxpapers_scripts', '__future__'):
       return None
     if top == 'jaxpapers':
@@ -209,6 +213,9 @@ def expected_targets(root: pathlib.Path = ROOT) -> list[Target]:
     targets.append(target)
   if tree.script_helpers:
     targets.append(_library('scripts_common', tree, tree.script_helpers))
+  if tree.benchmark_helpers:
+    helpers = tree.benchmark_helpers
+    targets.append(_library('benchmarks_common', tree, helpers))
   for name, files in tree.test_support.items():
     targets.append(_library(name, tree, files))
   if tree.tools:

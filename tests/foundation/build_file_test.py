@@ -20,7 +20,8 @@ TREE = {
     'def f():\n  from PIL import Image\n'
   ),
   'scripts/toy_run.py': 'from absl import app\nimport jaxpapers.toy.model',
-  'benchmarks/toy.py': 'from jaxpapers import toy',
+  'benchmarks/_turns.py': 'import numpy',
+  'benchmarks/toy.py': 'import _turns\nfrom jaxpapers import toy',
   'tests/__init__.py': '',
   'tests/helpers/__init__.py': '',
   'tests/helpers/files.py': 'import numpy as np',
@@ -82,7 +83,12 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
     ('toy', 'py_library', [':jaxpapers', ':nn', '@pypi//jax', '@pypi//pillow']),
     ('toy_run', 'py_binary', [':jaxpapers', ':toy', '@pypi//absl_py']),
-    ('benchmarks_toy', 'py_binary', [':jaxpapers', ':toy']),
+    (
+      'benchmarks_toy',
+      'py_binary',
+      [':benchmarks_common', ':jaxpapers', ':toy'],
+    ),
+    ('benchmarks_common', 'py_library', ['@pypi//numpy']),
     ('tests_helpers', 'py_library', ['@pypi//numpy']),
     (
       'toy_model_test',
