@@ -41,7 +41,8 @@ def save_tasks(folder, config, problem, trained, rows) -> None:
       trained.of(i),
       metadata={
         'task': config.task,
-        'classes': list(problem.classes),
+        'kind': problem.goal.kind,
+        'classes': list(problem.goal.classes),
         'mode': config.mode,
         'config': json.loads(config.to_json_best_effort()),
         'scores': rows[i],

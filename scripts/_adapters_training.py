@@ -50,6 +50,7 @@ class Trained:
     model: The model.
     failed: Whether a member ended with a loss that is no number, `[members]`.
     trained: Trained parameters of a member, all and those in the encoder.
+    mesh: Where they lie.
   """
 
   members: tuple[Member, ...]
@@ -58,6 +59,7 @@ class Trained:
   model: Any
   failed: tuple[bool, ...]
   trained: tuple[int, int]
+  mesh: Any = None
 
   def of(self, index: int) -> Any:
     """Parameters of one member."""
@@ -67,6 +69,91 @@ class Trained:
 def members_of(config: Any) -> tuple[Member, ...]:
   """One member for each seed."""
   return tuple(Member(seed, config.learning_rate) for seed in config.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneJob(training.Job):
+  """A job whose frozen parameters are an argument of the step of their own.
+
+  Attributes:
+    frozen: The frozen tree, or the shapes of its leaves.
+  """
+
+  frozen: Any = None
+
+  def step(self, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """The training step, jitted for a mesh."""
+    placed = {} if mesh is None else {'mesh': mesh, 'rules': self.rules}
+    return adapters.make_finetune_step(
+      self.loss_fn, self.tx, self.frozen, population=True, **placed
+    )
+
+
+def make_job(
+  config: Any, members: Sequence[Member] = (), total: int = 1000
+) -> training.Job:
+  """The training step of a config, without data.
+
+  Args:
+    config: The setting.
+    members: By default one for each seed of the config.
+    total: Updates; of no importance for what a step costs.
+
+  Returns:
+    What can be compiled; its frozen tree are shapes.
+
+  Raises:
+    UsageError: If the setting is impossible.
+  """
+  _adapters_tasks.check(config)
+  members = tuple(members or members_of(config))
+  encoder, params, _ = _adapters_tasks.load_base(config)
+  goal = _adapters_tasks.load_goal(config)
+  model = _adapters_tasks.make_model(config, encoder, goal)
+  try:
+    frozen = jax.eval_shape(
+      lambda: initial(config, params, model, members, jit=False)[1]
+    )
+    if config.frozen != 'float32' and frozen:
+      frozen = jax.eval_shape(
+        lambda tree: adapters.compress_frozen(tree, config.frozen), frozen
+      )
+    rules = roberta.encoder_rules(config.sharding)
+  except ValueError as error:
+    raise _command_line.UsageError(
+      f'--config.mode={config.mode}: {error}'
+    ) from error
+
+  def init(key):
+    del key  # Members have seeds.
+    trainable = initial(config, params, model, members[:1], jit=False)[0]
+    return jax.tree.map(lambda x: x[0], trainable), {}
+
+  length = _adapters_tasks.max_len(config, encoder)
+  return FinetuneJob(
+    init,
+    roberta.make_finetune_loss(model, goal.kind),
+    optimizer(config, total),
+    _batch(config, goal, length),
+    rules=rules,
+    population=len(members),
+    frozen=frozen,
+  )
+
+
+def _batch(config, goal, length):
+  """Shapes of a batch."""
+  size = config.batch_size
+  fields = {'label': jnp.int32}
+  if goal.kind == 'regression':
+    fields = {'label': jnp.float32}
+  elif goal.kind == 'span':
+    fields = dict.fromkeys(('start', 'end', 'answerable'), jnp.int32)
+  return {
+    'ids': jax.ShapeDtypeStruct((size, length), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((size,), jnp.bool_),
+    **{name: jax.ShapeDtypeStruct((size,), t) for name, t in fields.items()},
+  }
 
 
 def train(
@@ -93,31 +180,17 @@ def train(
     UsageError: If the setting is impossible.
   """
   members = tuple(members or members_of(config))
-  rules = roberta.encoder_rules(config.sharding)
-  encoder = problem.encoder
-  model = _adapters_tasks.make_model(config, encoder, len(problem.classes))
+  model = _adapters_tasks.make_model(config, problem.encoder, problem.goal)
   try:
-    trainable, frozen = initial(config, problem, model, members)
+    trainable, frozen = initial(config, problem.params, model, members)
+    rules = roberta.encoder_rules(config.sharding)
+    batches = _batches(config, problem, members, mesh)
   except ValueError as error:
     raise _command_line.UsageError(
       f'--config.mode={config.mode}: {error}'
     ) from error
   if config.frozen != 'float32' and frozen:
     frozen = adapters.compress_frozen(frozen, config.frozen)
-  length = _adapters_tasks.max_len(config, encoder)
-  batches = finetune_data.TokenBatches(
-    problem.splits['train'],
-    config.batch_size,
-    seed=members[0].seed,
-    lengths=tuple(config.lengths) or (length,),
-    **dict(
-      zip(
-        ('process_index', 'process_count'),
-        training.batch_share(mesh),
-        strict=True,
-      )
-    ),
-  )
   total = config.epochs * batches.steps_per_epoch
   tx = optimizer(config, total)
   keys = jnp.stack([jax.random.key(m.seed + 10_000) for m in members])
@@ -131,7 +204,7 @@ def train(
     )
   )
   step = adapters.make_finetune_step(
-    roberta.make_finetune_loss(model, 'classification'),
+    roberta.make_finetune_loss(model, problem.goal.kind),
     tx,
     frozen,
     population=True,
@@ -152,13 +225,32 @@ def train(
   except training.NonFiniteLossError:
     # Of every member: the paper's sweep has learning rates that do this.
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trainable)
-    return _trained(members, nan, step.frozen, model)
+    return trained_of(members, nan, step.frozen, model, mesh)
   if not result.finished:
     raise Interrupted(result)
-  return _trained(members, result.state.params, step.frozen, model)
+  return trained_of(members, result.state.params, step.frozen, model, mesh)
 
 
-def _trained(members, task, frozen, model) -> Trained:
+def _batches(config, problem, members, mesh):
+  """Batches for training, this process's part of them."""
+  index, count = training.batch_share(mesh)
+  return finetune_data.TokenBatches(
+    problem.splits['train'],
+    config.batch_size,
+    seed=members[0].seed,
+    lengths=lengths(config, problem.encoder),
+    process_index=index,
+    process_count=count,
+  )
+
+
+def lengths(config: Any, encoder: Any) -> tuple[int, ...]:
+  """Lengths of batches."""
+  return tuple(config.lengths) or (_adapters_tasks.max_len(config, encoder),)
+
+
+def trained_of(members, task, frozen, model, mesh=None) -> Trained:
+  """Members with these parameters; which of them failed, and how many."""
   finite = jnp.stack(
     [
       jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
@@ -175,6 +267,7 @@ def _trained(members, task, frozen, model) -> Trained:
     tuple(
       adapters.count_params(tree) // len(members) for tree in (task, of_encoder)
     ),
+    mesh,
   )
 
 
@@ -189,8 +282,26 @@ def partition_options(config: Any) -> dict[str, Any]:
   return options
 
 
-def initial(config, problem, model, members):
-  """Trained parts of all members, stacked, and what is frozen."""
+def initial(
+  config: Any,
+  base: Any,
+  model: Any,
+  members: Sequence[Member],
+  jit: bool = True,
+) -> tuple[Any, Any]:
+  """Parameters at the start: the members' `[members, ...]`, and the frozen.
+
+  Args:
+    config: The setting.
+    base: Pre-trained parameters; None for random ones.
+    model: The model.
+    members: What differs between members.
+    jit: Whether to compile; where only shapes are wanted it is not worth it.
+
+  Returns:
+    What is trained, and what is not.
+  """
+  compiled = jax.jit if jit else lambda f: f
   options = partition_options(config)
   ids = jnp.zeros((1, 4), jnp.int32)
   varies = any(member.init_std is not None for member in members)
@@ -206,10 +317,10 @@ def initial(config, problem, model, members):
     return adapters.partition_params(params, **options)
 
   keys = jnp.stack([jax.random.key(member.seed) for member in members])
-  trainable = jax.jit(jax.vmap(lambda key, base: one(key, base)[0], (0, None)))(
-    keys, problem.params
-  )
-  frozen = jax.jit(lambda key, base: one(key, base)[1])(keys[0], problem.params)
+  trainable = compiled(
+    jax.vmap(lambda key, base: one(key, base)[0], (0, None))
+  )(keys, base)
+  frozen = compiled(lambda key, base: one(key, base)[1])(keys[0], base)
   if varies and model.adapter is not None:
     scales = jnp.asarray([member.init_std for member in members])
     trainable = jax.tree_util.tree_map_with_path(
@@ -236,57 +347,3 @@ def optimizer(config: Any, total: int) -> optax.GradientTransformation:
     )
 
   return optax.inject_hyperparams(make)(peak=config.learning_rate)
-
-
-def logits_of(
-  trained: Trained, config: Any, problem: _adapters_tasks.Problem, split: str
-) -> np.ndarray:
-  """Logits of a split, `[members, examples, classes]`."""
-  examples = problem.splits[split]
-
-  @jax.jit
-  def predict(task, frozen, ids):
-    def one(task):
-      params = adapters.merge_params(task, frozen)
-      return trained.model.apply({'params': params}, ids)
-
-    return jax.vmap(one)(task)
-
-  length = _adapters_tasks.max_len(config, problem.encoder)
-  out = None
-  for rows, batch in finetune_data.ordered_batches(
-    examples,
-    config.eval_batch_size,
-    lengths=tuple(config.lengths) or (length,),
-  ):
-    logits = np.asarray(predict(trained.task, trained.frozen, batch['ids']))
-    if out is None:
-      out = np.zeros((logits.shape[0], len(examples), logits.shape[2]))
-    out[:, rows] = logits
-  return out
-
-
-def evaluate(
-  trained: Trained, config: Any, problem: _adapters_tasks.Problem
-) -> list[dict[str, Any]]:
-  """One row of scores for each member."""
-  splits = [name for name in ('valid', 'test') if name in problem.splits]
-  logits = {
-    split: logits_of(trained, config, problem, split) for split in splits
-  }
-  rows = []
-  for i, member in enumerate(trained.members):
-    row = {
-      'seed': member.seed,
-      'learning_rate': member.learning_rate,
-      'init_std': member.init_std,
-      'status': 'failed' if trained.failed[i] else 'ok',
-      'trained': trained.trained[0],
-      'trained_in_encoder': trained.trained[1],
-    }
-    for split in splits:
-      for name, value in problem.scores(split, logits[split][i]).items():
-        value = float('nan') if trained.failed[i] else float(value)
-        row[f'{split}_{name}'] = value
-    rows.append(row)
-  return rows

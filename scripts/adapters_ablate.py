@@ -10,7 +10,8 @@ Examples:
 The heat map of the paper (figure 6, left and centre): entry i, j is the change
 of accuracy when the adapters of layers i to j are removed and nothing is
 trained again; layer norms and head stay as they were trained. All spans are one
-program, vmapped over gates. Means over the seeds of the run.
+program, vmapped over gates. Means over the seeds of the run. Of STS-B and SQuAD
+it is the change of their own metric, span by span.
 
 Into the folder go removal.png, removal.csv and removal.json.
 
@@ -18,8 +19,10 @@ Into the folder go removal.png, removal.csv and removal.json.
 
 import json
 
+import _adapters_evaluation
 import _adapters_results
 import _adapters_tasks
+import _adapters_training
 import _command_line
 import jax
 import jax.numpy as jnp
@@ -29,7 +32,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import adapters
-from jaxpapers.adapters import figures
+from jaxpapers.adapters import figures, recipes
 from jaxpapers.roberta import finetune_data
 
 _RUN = flags.DEFINE_string(
@@ -50,14 +53,19 @@ def main() -> None:
   folder = epath.Path(_RUN.value).expanduser()
   config, paths = read_run(folder)
   problem = _adapters_tasks.load_problem(config)
-  if _SPLIT.value not in problem.splits:
+  if _SPLIT.value not in problem.measured:
     raise _command_line.UsageError(
-      f'--split={_SPLIT.value}: task {config.task} has {list(problem.splits)}'
+      f'--split={_SPLIT.value}: task {config.task} has {problem.measured}'
     )
-  tables = []
-  for path in paths:
-    tables.append(_table(config, problem, path))
-  tables = np.stack(tables)
+  try:
+    trained = _adapters_evaluation.load_members(folder, config, problem)
+  except ValueError as error:
+    raise _command_line.UsageError(_command_line.one_line(error)) from error
+  if problem.goal.kind == 'classification':
+    name, measure = 'accuracy', _accuracies
+  else:
+    name, measure = problem.goal.metrics[0], _scores
+  tables = measure(config, problem, trained)
   majority = problem.majority(_SPLIT.value)
   mean = tables.mean(0)
   full = mean[1]
@@ -66,26 +74,27 @@ def main() -> None:
   single = changes[np.arange(layers), np.arange(layers)]
   print(f'With all adapters: {full[0, 0]:.4f}')
   print('Without those of one layer: ' + ', '.join(f'{x:+.4f}' for x in single))
-  print(
-    f'Without any: {mean[0][0, -1]:.4f}; most frequent class {majority:.4f}'
-  )
+  without = f'Without any: {mean[0][0, -1]:.4f}'
+  if majority is not None:
+    without += f'; most frequent class {majority:.4f}'
+  print(without)
   _adapters_results.write_json(
     folder / 'removal.json',
     {
       'split': _SPLIT.value,
       'runs': [path.name for path in paths],
-      'accuracy': tables[:, 1, 0, 0],
+      name: tables[:, 1, 0, 0],
       'without_span': tables[:, 0],
       'majority': majority,
     },
   )
   rows = [
-    {'first': i, 'last': j, 'accuracy': mean[0][i, j], 'change': changes[i, j]}
+    {'first': i, 'last': j, name: mean[0][i, j], 'change': changes[i, j]}
     for i in range(layers)
     for j in range(i, layers)
   ]
   _adapters_results.write_csv(folder / 'removal.csv', rows)
-  title = f'{config.task}: {100 * full[0, 0]:.1f} % with all adapters'
+  title = f'{config.task}: {name} {100 * full[0, 0]:.1f} % with all adapters'
   _adapters_results.save_figure(
     folder / 'removal.png', figures.removal_map(changes, title)
   )
@@ -100,7 +109,10 @@ def read_run(folder: epath.Path):
   """
   try:
     content = json.loads((folder / 'config.json').read_text())
-    config = ml_collections.FrozenConfigDict(content)
+    config = recipes.base_config()
+    config.unlock()
+    config.update(content)
+    config = ml_collections.FrozenConfigDict(config)
     paths = sorted(folder.glob('task_*.safetensors'))
     mode = config.mode
   except (OSError, ValueError, AttributeError) as error:
@@ -118,24 +130,15 @@ def read_run(folder: epath.Path):
   return config, paths
 
 
-def _table(config, problem, path) -> np.ndarray:
-  """Accuracy without each span, and with all adapters, `[2, L, L]`."""
-  model = _adapters_tasks.make_model(
-    config, problem.encoder, len(problem.classes)
-  )
-  params = adapters.init_adapters(
-    jax.random.key(0), model, problem.params, jnp.zeros((1, 4), jnp.int32)
-  )
-  try:
-    task = adapters.load_task(path, like=params)
-  except ValueError as error:
-    raise _command_line.UsageError(' '.join(str(error).split())) from error
-  params = adapters.insert_task(params, task)
-  layers = problem.encoder.num_layers
+def _accuracies(config, problem, trained) -> np.ndarray:
+  """Without each span, and with all adapters, `[members, 2, L, L]`."""
+  model, layers = trained.model, problem.encoder.num_layers
   examples = problem.splits[_SPLIT.value]
 
   @jax.jit
-  def correct(params, ids, labels, new):
+  def correct(task, frozen, ids, labels, new):
+    params = adapters.merge_params(task, frozen)
+
     def count(gates):
       logits = model.apply(
         {'params': params}, ids, adapter_inputs={'gate': gates}
@@ -147,20 +150,44 @@ def _table(config, problem, path) -> np.ndarray:
     )
     return spans, count(jnp.ones((layers, 2)))
 
-  length = _adapters_tasks.max_len(config, problem.encoder)
-  total, whole = 0.0, 0.0
-  seen = np.zeros(len(examples), bool)
-  for rows, batch in finetune_data.ordered_batches(
-    examples,
-    config.eval_batch_size,
-    lengths=tuple(config.lengths) or (length,),
-  ):
-    # The last batch is filled up with an example that comes twice.
-    new = ~seen[rows] & (np.arange(len(rows)) == _first(rows))
-    seen[rows] = True
-    spans, all_of_them = correct(params, batch['ids'], batch['label'], new)
-    total, whole = total + np.asarray(spans), whole + float(all_of_them)
-  return np.stack([total, np.full_like(total, whole)]) / len(examples)
+  tables = []
+  for member in range(len(trained.members)):
+    task = trained.of(member)
+    total, whole = 0.0, 0.0
+    seen = np.zeros(len(examples), bool)
+    for rows, batch in finetune_data.ordered_batches(
+      examples,
+      config.eval_batch_size,
+      lengths=_adapters_training.lengths(config, problem.encoder),
+    ):
+      # The last batch is filled up with an example that comes twice.
+      new = ~seen[rows] & (np.arange(len(rows)) == _first(rows))
+      seen[rows] = True
+      spans, all_of_them = correct(
+        task, trained.frozen, batch['ids'], batch['label'], new
+      )
+      total, whole = total + np.asarray(spans), whole + float(all_of_them)
+    tables.append(np.stack([total, np.full_like(total, whole)]))
+  return np.stack(tables) / len(examples)
+
+
+def _scores(config, problem, trained) -> np.ndarray:
+  """The same of a task whose metric is no sum over examples."""
+  predictor = _adapters_evaluation.Predictor(trained, config, problem)
+  layers = problem.encoder.num_layers
+
+  def measure(gates):
+    gates = jnp.asarray(np.repeat(gates[:, None], 2, axis=1), jnp.float32)
+    return [
+      problem.scores(_SPLIT.value, outputs, config)[problem.goal.metrics[0]]
+      for outputs in predictor(_SPLIT.value, gates)
+    ]
+
+  tables = np.full((len(trained.members), 2, layers, layers), np.nan)
+  tables[:, 1] = np.asarray(measure(np.ones(layers)))[:, None, None]
+  for (i, j), gates in zip(*adapters.span_gates(layers)):
+    tables[:, 0, i, j] = measure(gates)
+  return tables
 
 
 def _first(rows):

@@ -18,6 +18,9 @@ Into --workdir go scales.png, scales.csv and, per task, the numbers of the run.
 
 """
 
+from typing import Any
+
+import _adapters_evaluation
 import _adapters_results
 import _adapters_tasks
 import _adapters_training
@@ -27,6 +30,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from jaxpapers import training
 from jaxpapers.adapters import figures, recipes
 
 __doc__ += recipes.FIELDS + recipes.SCALE_FIELDS
@@ -37,9 +41,14 @@ _training_command_line.define_flags(
 flags.adopt_module_key_flags(_training_command_line)
 
 
-def main() -> int:
-  """Trains, draws."""
-  config = _training_command_line.read_config()
+def make_job(config: ml_collections.ConfigDict) -> training.Job:
+  """What a step is, without data; for scripts/compile_for_tpu.py."""
+  check(config)
+  return _adapters_training.make_job(config, members_of(config))
+
+
+def check(config: Any) -> None:
+  """Raises UsageError for fields that make no sense."""
   _adapters_tasks.check(config)
   if config.vary == 'init_std' and config.mode != 'adapter':
     raise _command_line.UsageError(
@@ -51,6 +60,12 @@ def main() -> int:
       f'--config.scales is {tuple(config.scales)}; expected numbers of 0 or'
       ' more'
     )
+
+
+def main() -> int:
+  """Trains, draws."""
+  config = _training_command_line.read_config()
+  check(config)
   base = _adapters_tasks.load_base(config)
   run = _training_command_line.start()
   rows, curves = [], {}
@@ -69,9 +84,9 @@ def main() -> int:
       )
     except _adapters_training.Interrupted as stop:
       return run.exit_code(stop.result)
-    of_task = _adapters_training.evaluate(trained, setting, problem)
+    of_task = _adapters_evaluation.evaluate(trained, setting, problem)
     rows += [{'task': task, **row} for row in of_task]
-    name = f'valid_{problem.metrics[0]}'
+    name = f'valid_{problem.goal.metrics[0]}'
     scores = np.array([row[name] for row in of_task])
     curves[task] = (
       list(config.scales),

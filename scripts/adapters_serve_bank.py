@@ -13,15 +13,17 @@ Examples:
 
 A line of the input is {"task": NAME, "text": TEXT}, with "text_b" for a pair;
 all else in it is handed back. A line of the output adds "label" and
-"probabilities", in the order of the input; or "error" for a line that cannot be
-answered. The frozen model is in memory once, each task adds its adapters, layer
-norms and head. Batches are filled from whatever tasks come.
+"probabilities", or "score" of a regression (STS-B), in the order of the input;
+or "error" for a line that cannot be answered. The frozen model is in memory
+once, each task adds its adapters, layer norms and head. Batches are filled from
+whatever tasks come.
 
 """
 
 import json
 import sys
 
+import _adapters_evaluation
 import _adapters_tasks
 import _command_line
 import jax.numpy as jnp
@@ -62,6 +64,8 @@ _FROZEN = flags.DEFINE_enum(
 )
 _MESH = flags.DEFINE_string('mesh', 'data:-1', 'Mesh axes, as data:-1.')
 _command_line.define_machine_flags()
+# Of STS-B, whose labels are divided by it.
+_SCALE = 5.0
 # Each of these compiles once.
 _LENGTHS = (32, 64, 128, 256, 512)
 
@@ -83,7 +87,12 @@ class Server:
     self.classes, tasks, kinds = {}, {}, {}
     for name, path in paths.items():
       tasks[name] = adapters.load_task(path)
-      about = adapters.load_task_metadata(path)
+      about = _adapters_evaluation.read_metadata(path)
+      if about['kind'] == 'span':
+        raise ValueError(
+          f'{path}: task {about["config"]["task"]} marks words of a text; this'
+          ' program answers with classes and scores.'
+        )
       self.classes[name] = about['classes']
       if about['mode'] not in ('adapter', 'layer_norm', 'head'):
         raise ValueError(
@@ -100,7 +109,7 @@ class Server:
     )
     if _FROZEN.value != 'float32':
       frozen = adapters.compress_frozen(frozen, _FROZEN.value)
-    widest = max(map(len, self.classes.values()))
+    widest = max(len(classes) or 1 for classes in self.classes.values())
     adapter = self._adapter(kinds)
     model = roberta.RobertaForSequenceClassification(
       encoder, adapter=adapter, num_labels=widest
@@ -176,6 +185,9 @@ class Server:
     logits = np.asarray(logits, np.float64)
     for row, i, name in zip(logits, rows, names):
       classes = self.classes[name]
+      if not classes:
+        answers[i]['score'] = round(_SCALE * float(row[0]), 6)
+        continue
       row = np.exp(row[: len(classes)] - row[: len(classes)].max())
       row = row / row.sum()
       answers[i]['label'] = classes[int(row.argmax())]
@@ -208,7 +220,7 @@ def main() -> None:
     mesh = training.make_mesh(_MESH.value)
     server = Server(config, paths, mesh)
   except (OSError, ValueError, KeyError) as error:
-    raise _command_line.UsageError(' '.join(str(error).split())) from error
+    raise _command_line.UsageError(_command_line.one_line(error)) from error
   source = sys.stdin
   if _INPUT.value != '-':
     try:

@@ -24,6 +24,7 @@ the score minus that of full fine-tuning), TASK.png, selected.csv, trials.csv.
 
 import functools
 
+import _adapters_evaluation
 import _adapters_results
 import _adapters_tasks
 import _adapters_training
@@ -33,6 +34,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from jaxpapers import training
 from jaxpapers.adapters import figures, recipes, sweep
 
 __doc__ += recipes.FIELDS + recipes.TRADEOFF_FIELDS
@@ -48,6 +50,11 @@ _STORAGE = flags.DEFINE_string(
 _RETRY = flags.DEFINE_bool(
   'retry', False, 'Run again what a machine that died was running.'
 )
+
+
+def make_job(config: ml_collections.ConfigDict) -> training.Job:
+  """A step of the config's own task, mode and size, for compile_for_tpu."""
+  return _adapters_training.make_job(config)
 
 
 def main() -> int:
@@ -69,7 +76,7 @@ def main() -> int:
     setting = recipes.setting_of(config, point)
     problem = problem_of(point['task'])
     trained = _adapters_training.train(setting, problem, mesh=run.mesh)
-    rows = _adapters_training.evaluate(trained, setting, problem)
+    rows = _adapters_evaluation.evaluate(trained, setting, problem)
     return summary(rows, problem)
 
   trials = sweep.run_sweep(
@@ -87,8 +94,8 @@ def main() -> int:
 
 def summary(rows, problem) -> dict:
   """What a study keeps of a point."""
-  main_metric = problem.metrics[0]
-  test = 'test' if 'test' in problem.splits else 'valid'
+  main_metric = problem.goal.metrics[0]
+  test = 'test' if 'test' in problem.measured else 'valid'
   good = [row for row in rows if row['status'] == 'ok']
   valid = [row[f'valid_{main_metric}'] for row in good]
   return {

@@ -102,6 +102,30 @@ CROWDFLOWER = {
 }
 TASKS = ('sms_spam', *CROWDFLOWER)
 _SMS_FILE = 'SMSSpamCollection'
+_SMS_CLASSES = ('ham', 'spam')
+
+
+def classes_of(name: str) -> tuple[str, ...]:
+  """Classes of one of the tasks, in the order of its labels.
+
+  Args:
+    name: One of `TASKS`.
+
+  Returns:
+    Their names.
+
+  Raises:
+    ValueError: If there is no such task.
+
+  Example:
+    >>> classes_of('sms_spam')
+    ('ham', 'spam')
+  """
+  if name not in TASKS:
+    raise ValueError(f'task is {name!r}; expected one of {TASKS}.')
+  if name == 'sms_spam':
+    return _SMS_CLASSES
+  return tuple(dict.fromkeys(CROWDFLOWER[name].classes.values()))
 
 
 def load_task_texts(folder: Any, name: str) -> TextTask:
@@ -146,7 +170,7 @@ def load_sms_spam(path: Any) -> TextTask:
     CorruptFileError: If a line has another label.
   """
   text = files.read_bytes(path).decode('utf-8')
-  classes = ('ham', 'spam')
+  classes = _SMS_CLASSES
   texts, labels = [], []
   for number, line in enumerate(text.split('\n'), 1):
     label, tab, message = line.rstrip('\r').partition('\t')
@@ -197,7 +221,7 @@ def load_crowdflower(path: Any, name: str) -> TextTask:
       f'{path}: its columns are {columns[:8]}; expected {table.text!r} and'
       f' {table.label!r}.'
     )
-  classes = tuple(dict.fromkeys(table.classes.values()))
+  classes = classes_of(name)
   texts, labels = [], []
   for row in reader:
     label = table.classes.get((row[table.label] or '').strip())

@@ -5,14 +5,20 @@ import ml_collections
 FIELDS = """\
 Fields of a config (change one by --config.FIELD=VALUE):
   model            Folder of a model, Hugging Face's or fairseq's, or of
-                   roberta_pretrain (WORKDIR/model).
+                   roberta_pretrain (WORKDIR/model); or 'random'.
+  architecture     Of 'random': fields of nn.transformer.EncoderConfig.
   tokenizer        Folder of its vocabulary; by default the model's.
   random_weights   Use shape and vocabulary of the model, not its weights.
   task             sms_spam, corporate_messaging, disasters, global_warming,
-                   airline, a task of GLUE, or a name of one's own, for which
-                   --data has NAME.tsv: class, tab, text, no header.
-  data             Folder of the data. Tasks that are not GLUE's are split 80 /
-                   10 / 10.
+                   airline; a task of GLUE (STS-B is a regression); SQuAD1.1 or
+                   SQuAD2.0; or a name of one's own, for which the data has
+                   NAME.tsv: class, tab, text, no header.
+  data             Folder of the data. Tasks that are neither GLUE's nor SQuAD
+                   are split 80 / 10 / 10.
+  layout           Of GLUE: glue, or raw for files from before it.
+  squad            Of SQuAD: train_file, dev_file (by default the official
+                   names), doc_stride, max_question_len, max_answer_len, n_best,
+                   na_threshold.
   split_seed       Of that split.
   train_examples   Use only the first so many; 0 for all.
   max_len          Most tokens of an example.
@@ -23,9 +29,11 @@ Fields of a config (change one by --config.FIELD=VALUE):
   k                Layers of the mode top_k.
   train_embeddings Of the mode top_k.
   head             mlp or linear: whether its dense layer is trained, too.
+  dropout, attention_dropout: -1 for the model's own.
   head_dropout     Dropout of the head; .1 in the authors' code.
   frozen           float32, bfloat16 or int8: how the frozen tree is stored.
   bfloat16         Compute in bfloat16.
+  attention_impl, remat, scan_layers: see nn.transformer.EncoderConfig.
   learning_rate, epochs, batch_size, warmup (a part of all updates),
   weight_decay, clip_norm: of BERT's Adam.
   seeds            Members: each has its own adapters, head and dropout. They
@@ -39,10 +47,28 @@ def base_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
       'model': '',
+      'architecture': {
+        'vocab_size': 50265,
+        'hidden_size': 768,
+        'num_layers': 12,
+        'num_heads': 12,
+        'mlp_dim': 3072,
+        'max_len': 512,
+      },
       'tokenizer': '',
       'random_weights': False,
       'task': 'sms_spam',
       'data': '',
+      'layout': 'glue',
+      'squad': {
+        'train_file': '',
+        'dev_file': '',
+        'doc_stride': 128,
+        'max_question_len': 64,
+        'max_answer_len': 30,
+        'n_best': 20,
+        'na_threshold': 0.5,
+      },
       'split_seed': 0,
       'train_examples': 0,
       'max_len': 128,
@@ -56,9 +82,14 @@ def base_config() -> ml_collections.ConfigDict:
       'k': 1,
       'train_embeddings': False,
       'head': 'mlp',
+      'dropout': -1.0,
+      'attention_dropout': -1.0,
       'head_dropout': 0.1,
       'frozen': 'float32',
       'bfloat16': False,
+      'attention_impl': 'plain',
+      'remat': False,
+      'scan_layers': False,
       'learning_rate': 3e-4,
       'epochs': 20,
       'batch_size': 32,
@@ -71,6 +102,30 @@ def base_config() -> ml_collections.ConfigDict:
       'log_every': 100,
     }
   )
+
+
+def squad_config(version: str = '1.1') -> ml_collections.ConfigDict:
+  """SQuAD: windows of 384 tokens, 10 epochs.
+
+  The paper sweeps learning rates from 3e-5 to 1e-3, 3, 10 and 20 epochs
+  (section 3.5).
+
+  Args:
+    version: '1.1' or '2.0'.
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: If there is no such version.
+  """
+  if version not in ('1.1', '2.0'):
+    raise ValueError(f"version is {version!r}; expected '1.1' or '2.0'.")
+  config = base_config()
+  config.task = f'SQuAD{version}'
+  config.max_len = 384
+  config.epochs = 10
+  return config
 
 
 TRADEOFF_FIELDS = """
@@ -92,8 +147,8 @@ def tradeoff_config(variant: str = 'small') -> ml_collections.ConfigDict:
   """A grid for the trade-off of size and score.
 
   Args:
-    variant: 'small', or 'paper' for the grids of section 3.3 and 3.4 on
-      BERT-base: sizes 1 to 512, 1 to 12 layers.
+    variant: 'small'; 'paper' for the grids of section 3.3 and 3.4 on BERT-base:
+      sizes 1 to 512, 1 to 12 layers; or 'squad' for that of section 3.5.
 
   Returns:
     The config.
@@ -126,8 +181,24 @@ def tradeoff_config(variant: str = 'small') -> ml_collections.ConfigDict:
     rates = (1e-5, 3e-5, 1e-4, 3e-3)
     config.learning_rates = dict.fromkeys(config.modes, rates)
     config.epoch_grid = (20, 50, 100)
+  elif variant == 'squad':
+    config.update(squad_config())
+    config.tasks = (config.task,)
+    config.modes = ('full', 'adapter', 'top_k')
+    config.sizes = tuple(2**n for n in range(10))
+    config.layers = (1, 2, 3, 5, 7, 9, 11, 12)
+    # Of full fine-tuning the paper has 2, 3 and 5 epochs; a grid is one.
+    rates = (3e-5, 5e-5, 1e-4)
+    config.learning_rates = {
+      'full': rates,
+      'top_k': rates,
+      'adapter': (3e-5, 1e-4, 3e-4, 1e-3),
+    }
+    config.epoch_grid = (3, 10, 20)
   else:
-    raise ValueError(f"variant is {variant!r}; expected 'small' or 'paper'.")
+    raise ValueError(
+      f"variant is {variant!r}; expected 'small', 'paper' or 'squad'."
+    )
   return config
 
 
