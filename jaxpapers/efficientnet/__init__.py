@@ -16,10 +16,13 @@ from jaxpapers.efficientnet.counts import (
   count_macs,
   count_params,
 )
+from jaxpapers.efficientnet.model import EfficientNet, MBConv
 
 __all__ = [
   'BlockArgs',
   'Counts',
+  'EfficientNet',
+  'MBConv',
   'ModelConfig',
   'compound_coefficients',
   'config_for',
