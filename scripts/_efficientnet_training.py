@@ -290,8 +290,8 @@ def evaluate(
 def corrupt_image(error: Exception) -> _command_line.UsageError:
   """The error of a run that met a corrupt image."""
   return _command_line.UsageError(
-    f'{_command_line.one_line(error)} --config.data.corrupt=skip goes on without'
-    ' such images and lists them'
+    f'{_command_line.one_line(error)} --config.data.corrupt=skip goes on'
+    ' without such images and lists them'
   )
 
 

@@ -134,8 +134,8 @@ def _config(weights, is_run):
   elif weights.is_dir() and (weights / 'checkpoints').exists():
     raise _command_line.UsageError(
       f'--weights={weights} has checkpoints but no'
-      f' {_efficientnet_training.NETWORK}: it is no run of efficientnet_train or'
-      ' efficientnet_transfer'
+      f' {_efficientnet_training.NETWORK}: it is no run of efficientnet_train'
+      ' or efficientnet_transfer'
     )
   else:
     config = recipes.train_config()

@@ -1,4 +1,4 @@
-r"""Trains an EfficientNet by the paper's recipe, on folders, TFRecords or CIFAR.
+r"""Trains an EfficientNet by the paper's recipe on folders, TFRecords, CIFAR.
 
 Examples:
   # A small network on CIFAR-10, in the official files, on any machine:
