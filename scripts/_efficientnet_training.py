@@ -27,6 +27,7 @@ _EXAMPLES = {'cifar10': 50_000, 'cifar100': 50_000}
 _IMAGENET_EXAMPLES = 1_281_167
 CORRUPT_LOG = 'corrupt_images.tsv'
 NETWORK = 'network.json'
+WEIGHTS = 'model.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,7 +425,7 @@ def fit(
     batches.close()
   if result.finished:
     _report(run, config)
-    export(run, problem, result.state)
+    export(run, result.state)
   return result
 
 
@@ -475,7 +476,10 @@ def _report(run, config):
 
 
 def load_weights(
-  path: str, network: config_lib.ModelConfig, flag: str
+  path: str,
+  network: config_lib.ModelConfig,
+  flag: str,
+  new_head: jax.Array | None = None,
 ) -> dict[str, Any]:
   """Reads weights of any format.
 
@@ -483,6 +487,7 @@ def load_weights(
     path: The file.
     network: What they are of, number of classes included.
     flag: Named in errors.
+    new_head: Key of the classifier, if it need not be the file's.
 
   Returns:
     {'params', 'batch_stats'}.
@@ -493,7 +498,7 @@ def load_weights(
   from jaxpapers.efficientnet import pretrained
 
   try:
-    return pretrained.load_pretrained(path, network)
+    return pretrained.load_pretrained(path, network, new_head=new_head)
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
       f'{flag}={path}: {_command_line.one_line(error)}'
@@ -509,14 +514,11 @@ def state_variables(state: training.TrainState) -> dict[str, Any]:
   return {'params': state.eval_params, 'batch_stats': statistics}
 
 
-def export(
-  run: _training_command_line.Run, problem: Problem, state: training.TrainState
-) -> None:
+def export(run: _training_command_line.Run, state: training.TrainState) -> None:
   """Writes the weights under timm's names, for whoever reads those.
 
   Args:
     run: The flags.
-    problem: What was trained.
     state: The last state; its averages are written.
   """
   from jaxpapers.efficientnet import pretrained
@@ -524,6 +526,6 @@ def export(
   variables = training.fetch(state_variables(state))
   if not run.first:
     return
-  path = run.workdir / 'model.safetensors'
-  pretrained.save_pretrained(str(path), variables, problem.network)
+  path = run.workdir / WEIGHTS
+  pretrained.save_pretrained(path, variables)
   _training_command_line.say(f"The weights are in {path}, under timm's names.")

@@ -21,14 +21,11 @@ not fit are refused. Files and resuming are as in efficientnet_train.
 Config fields beside those of efficientnet_train (--config.NAME=VALUE):
   init_from             file of weights, of any format that efficientnet_convert
                         reads, or the folder of a run
-  init_classes          how many classes it has
   new_head              whether the classifier begins at random
   auto_bn_momentum      whether momentum of batch norms follows from the number
                         of steps of an epoch s: max(1 - 10/s, .9)
 
 """
-
-import json
 
 import _command_line
 import _efficientnet_training
@@ -67,49 +64,42 @@ def main() -> int:
   splits = _efficientnet_training.open_splits(
     config, epath.Path(flags.FLAGS.workdir).expanduser()
   )
-  classes, examples = splits.train.num_classes, len(splits.train)
-  initial = _initial(config, classes)
-  tuned = _with_momentum(config, examples)
-  problem = _efficientnet_training.make_problem(tuned, classes, examples)
+  tuned = _with_momentum(config, len(splits.train))
+  problem = _efficientnet_training.make_problem(
+    tuned, splits.train.num_classes, len(splits.train)
+  )
+  variables = _initial(config, problem)
   run = _training_command_line.start()
-  variables = _fitting(config, problem, initial)
   result = _efficientnet_training.fit(run, tuned, problem, splits, variables)
   return run.exit_code(result)
 
 
-def _initial(config, classes):
+def _initial(config, problem):
   """Weights to begin with, classifier and all."""
   path = epath.Path(config.init_from).expanduser()
-  init_classes = config.init_classes
-  if path.is_dir() and (path / 'model.safetensors').exists():
-    network = path / _efficientnet_training.NETWORK
-    if network.exists():
-      init_classes = json.loads(network.read_text())['num_classes']
-    path = path / 'model.safetensors'
-  if init_classes != classes and not config.new_head:
-    raise _command_line.UsageError(
-      f'--config.init_from={path} has {init_classes} classes'
-      f' (--config.init_classes), the images have {classes}.'
-      ' --config.new_head=True gives the network a new classifier'
-    )
-  network = recipes.model_config(config, init_classes)
-  return _efficientnet_training.load_weights(
-    str(path), network, '--config.init_from'
-  )
-
-
-def _fitting(config, problem, variables):
-  params, state = problem.job.init(jax.random.key(config.seed))
-  fresh = {'params': params, 'batch_stats': state['batch_stats']}
+  if (path / _efficientnet_training.WEIGHTS).exists():
+    path = path / _efficientnet_training.WEIGHTS
+  key = jax.random.key(config.seed)
   try:
+    variables = _efficientnet_training.load_weights(
+      str(path),
+      problem.network,
+      '--config.init_from',
+      new_head=key if config.new_head else None,
+    )
+  except _command_line.UsageError as error:
     if config.new_head:
-      return train_lib.with_new_head(variables, fresh)
-    train_lib.check_same_shapes(variables, fresh)
-  except ValueError as error:
+      raise
     raise _command_line.UsageError(
-      f'--config.init_from={config.init_from}: {error}'
+      f'{error}. The images have {problem.network.num_classes} classes;'
+      ' --config.new_head=True gives the network a new classifier'
     ) from error
-  return variables
+  if not config.new_head:
+    return variables
+  # Of the same size, too: these are other classes.
+  params, state = problem.job.init(key)
+  fresh = {'params': params, 'batch_stats': state['batch_stats']}
+  return train_lib.with_new_head(variables, fresh)
 
 
 def _with_momentum(config, examples):

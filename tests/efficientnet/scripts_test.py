@@ -124,7 +124,7 @@ class ScriptsTest(parameterized.TestCase):
     common[0] = f'--config={_CONFIGS / "transfer.py"}'
     common.append('--config.bfloat16=False')
     done = scripts.run('efficientnet_transfer', *common)
-    scripts.assert_usage_error(self, done, '3 classes', '2', 'new_head=True')
+    scripts.assert_usage_error(self, done, 'classifier', '2', 'new_head=True')
     self.assertFalse((self.folder / 'tuned').exists())
     out = self.run_script(
       'efficientnet_transfer', *common, '--config.new_head=True'

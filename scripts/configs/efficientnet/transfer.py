@@ -15,8 +15,8 @@ def get_config(kind='folder'):
     kind: See data.kind.
   """
   config = recipes.train_config()
-  config.init_from, config.init_classes = '', 1000
-  config.new_head, config.auto_bn_momentum = False, True
+  config.init_from, config.new_head = '', False
+  config.auto_bn_momentum = True
   config.data.kind = kind
   if kind.startswith('cifar'):
     # All of the small images is shown.
