@@ -14,7 +14,7 @@ import jax
 import optax
 from absl.testing import absltest, parameterized
 
-from jaxpapers import layca, product_keys
+from jaxpapers import efficientnet, layca, product_keys
 from jaxpapers.training import optimizers
 from tests.helpers import broken_transforms, devices, optax_contract
 
@@ -58,6 +58,16 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
   'layca_normalized_sgd': layca.normalized_sgd,
   'layca_tracked': lambda learning_rate: optax.chain(
     optax.sgd(learning_rate), layca.track_layer_rotation()
+  ),
+  'efficientnet_rmsprop_tf': efficientnet.rmsprop_tf,
+  'efficientnet_optimizer': lambda learning_rate: (
+    efficientnet.efficientnet_optimizer(
+      256,
+      1,
+      base_learning_rate=learning_rate,
+      schedule='constant',
+      warmup_epochs=0,
+    )
   ),
   'fairseq_adam': optimizers.fairseq_adam,
   'fairseq_adam_no_bias_ln': functools.partial(

@@ -1,5 +1,6 @@
 """EfficientNet: the models, the scaling rule and the search behind them."""
 
+from jaxpapers.efficientnet.autoaugment import autoaugment_v0
 from jaxpapers.efficientnet.config import (
   BlockArgs,
   ModelConfig,
@@ -16,7 +17,24 @@ from jaxpapers.efficientnet.counts import (
   count_macs,
   count_params,
 )
+from jaxpapers.efficientnet.ema import ema_with_warmup
+from jaxpapers.efficientnet.mixing import mixup
 from jaxpapers.efficientnet.model import EfficientNet, MBConv
+from jaxpapers.efficientnet.optimizers import (
+  efficientnet_optimizer,
+  rmsprop_tf,
+)
+from jaxpapers.efficientnet.preprocess import (
+  normalize,
+  preprocess_eval,
+  preprocess_train,
+)
+from jaxpapers.efficientnet.random_augment import randaugment
+from jaxpapers.efficientnet.schedules import (
+  efficientnet_schedule,
+  scaled_learning_rate,
+)
+from jaxpapers.efficientnet.train import make_loss_fn, make_metric_fn
 
 __all__ = [
   'BlockArgs',
@@ -24,13 +42,26 @@ __all__ = [
   'EfficientNet',
   'MBConv',
   'ModelConfig',
+  'autoaugment_v0',
   'compound_coefficients',
   'config_for',
   'count_batch_stats',
   'count_macs',
   'count_params',
   'decode_block_string',
+  'efficientnet_optimizer',
+  'efficientnet_schedule',
+  'ema_with_warmup',
   'encode_block_string',
+  'make_loss_fn',
+  'make_metric_fn',
+  'mixup',
+  'normalize',
+  'preprocess_eval',
+  'preprocess_train',
+  'randaugment',
+  'rmsprop_tf',
   'round_filters',
   'round_repeats',
+  'scaled_learning_rate',
 ]

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.efficientnet import autoaugment, resize
-from jaxpapers.efficientnet import randaugment as randaugment_lib
+from jaxpapers.efficientnet import autoaugment, random_augment, resize
 
 AUGMENTATIONS = ('autoaugment', 'randaugment', None)
 CROPS = ('box', 'pad', None)
@@ -147,7 +146,7 @@ def preprocess_train(
   if augment == 'autoaugment':
     image = autoaugment.autoaugment_v0(rng, image)
   else:
-    image = randaugment_lib.randaugment(
+    image = random_augment.randaugment(
       rng, image, randaugment_layers, randaugment_magnitude
     )
   return np.ascontiguousarray(image)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpapers.efficientnet import ema as ema_lib
-from jaxpapers.efficientnet import mixup as mixup_lib
-from jaxpapers.efficientnet import optimizers, preprocess
+from jaxpapers.efficientnet import mixing, optimizers, preprocess
 
 
 def make_init(
@@ -124,7 +123,7 @@ def make_loss_fn(
       classes = _num_classes(model, params)
       targets = jax.nn.one_hot(labels, classes)
       targets = optax.smooth_labels(targets, label_smoothing)
-      images, targets = mixup_lib.mixup(mixup_key, images, targets, mixup_alpha)
+      images, targets = mixing.mixup(mixup_key, images, targets, mixup_alpha)
     logits, new = apply_in_groups(
       params, model_state['batch_stats'], images, dropout_key
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxpapers.efficientnet import autoaugment, image_ops, randaugment
+from jaxpapers.efficientnet import autoaugment, image_ops, random_augment
 from tests.helpers import goldens
 
 _OPS = goldens.load_npz('efficientnet', 'recipe', 'autoaugment_ops_tf.npz')
@@ -155,16 +155,16 @@ class PolicyTest(absltest.TestCase):
   def test_randaugment(self):
     image = _OPS['image']
     rng = np.random.default_rng(0)
-    results = [randaugment.randaugment(rng, image, 2, 9) for _ in range(20)]
+    results = [random_augment.randaugment(rng, image, 2, 9) for _ in range(20)]
     changed = np.mean([(r != image).any() for r in results])
     self.assertGreater(changed, 0.8)
     for result in results:
       self.assertEqual((result.shape, result.dtype), (image.shape, np.uint8))
-    same = randaugment.randaugment(rng, image, 0, 9)
+    same = random_augment.randaugment(rng, image, 0, 9)
     np.testing.assert_array_equal(same, image)
     # Each operation is one of the sixteen, at the level.
     known = []
-    arguments, signed = randaugment._table(9)
+    arguments, signed = random_augment._table(9)
     for operation, argument in enumerate(arguments):
       if autoaugment.OPERATIONS[operation] == 'Cutout':
         continue
@@ -174,7 +174,7 @@ class PolicyTest(absltest.TestCase):
         )
     found = 0
     for seed in range(30):
-      one = randaugment.randaugment(np.random.default_rng(seed), image, 1, 9)
+      one = random_augment.randaugment(np.random.default_rng(seed), image, 1, 9)
       found += any((one == k).all() for k in known)
     self.assertBetween(found, 24, 30)  # Cutout: one of sixteen.
 
@@ -182,7 +182,7 @@ class PolicyTest(absltest.TestCase):
     keys = jax.random.split(jax.random.key(0), 4)
     image = jnp.asarray(_OPS['image'])
     together = jax.jit(
-      jax.vmap(lambda key: randaugment.randaugment(key, image, 2, 3))
+      jax.vmap(lambda key: random_augment.randaugment(key, image, 2, 3))
     )(keys)
     self.assertEqual(together.dtype, jnp.uint8)
     self.assertEqual(together.shape, (4, *image.shape))
@@ -200,9 +200,9 @@ class PolicyTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, words):
         autoaugment.autoaugment_v0(*arguments)
     with self.assertRaisesRegex(ValueError, 'magnitude is -1'):
-      randaugment.randaugment(rng, image, 2, -1)
+      random_augment.randaugment(rng, image, 2, -1)
     with self.assertRaisesRegex(ValueError, 'num_layers is -2'):
-      randaugment.randaugment(rng, image, -2)
+      random_augment.randaugment(rng, image, -2)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from jaxpapers.efficientnet import ema, mixup, optimizers, schedules
+from jaxpapers.efficientnet import ema, mixing, optimizers, schedules
 from tests.helpers import goldens
 
 
@@ -157,7 +157,7 @@ class MixupTest(absltest.TestCase):
   def test_mixes_with_the_mirrored_example(self):
     images = jnp.arange(4.0)[:, None, None, None] * jnp.ones((4, 2, 2, 3))
     labels = jnp.eye(4)
-    mixed, targets = mixup.mixup(jax.random.key(0), images, labels, 0.5)
+    mixed, targets = mixing.mixup(jax.random.key(0), images, labels, 0.5)
     share = np.diagonal(targets)
     self.assertGreaterEqual(share.min(), 0.5)
     self.assertGreater(len(set(share.tolist())), 1)
@@ -169,14 +169,14 @@ class MixupTest(absltest.TestCase):
 
   def test_types_and_bad_input(self):
     images, labels = jnp.ones((2, 2, 2, 3), jnp.uint8), jnp.eye(2)
-    mixed, _ = mixup.mixup(jax.random.key(0), images, labels)
+    mixed, _ = mixing.mixup(jax.random.key(0), images, labels)
     self.assertEqual(mixed.dtype, jnp.float32)
-    same, _ = mixup.mixup(jax.random.key(0), images, labels, 0)
+    same, _ = mixing.mixup(jax.random.key(0), images, labels, 0)
     self.assertIs(same, images)
     with self.assertRaisesRegex(ValueError, 'one_hot'):
-      mixup.mixup(jax.random.key(0), images, jnp.arange(2))
+      mixing.mixup(jax.random.key(0), images, jnp.arange(2))
     with self.assertRaisesRegex(ValueError, 'alpha is -1'):
-      mixup.mixup(jax.random.key(0), images, labels, -1)
+      mixing.mixup(jax.random.key(0), images, labels, -1)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 from flax import linen
 
@@ -43,6 +44,7 @@ def batch_of(size, classes=10, pixels=8):
 
 
 class TrajectoryTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_five_steps_of_the_original(self):
     golden = goldens.load_npz(
       'efficientnet', 'recipe', 'tf_train5_tiny_w025_d05_32.npz'
@@ -131,13 +133,15 @@ class LossTest(absltest.TestCase):
 
   def state(self, average=False):
     init = train.make_init(self.model, 8, average=average)
-    return init(jax.random.key(1))
+    return jax.jit(init)(jax.random.key(1))
 
   def test_smoothed_cross_entropy(self):
     params, model_state = self.state()
     loss_fn = train.make_loss_fn(self.model, label_smoothing=0.1)
     rng = jax.random.key(2)
-    loss, (new, metrics) = loss_fn(params, model_state, self.batch, rng)
+    loss, (new, metrics) = jax.jit(loss_fn)(
+      params, model_state, self.batch, rng
+    )
     images = (self.batch['image'] / 255 - [0.485, 0.456, 0.406]) / [
       0.229,
       0.224,
@@ -166,7 +170,7 @@ class LossTest(absltest.TestCase):
 
     def run(alpha):
       loss_fn = train.make_loss_fn(self.model, mixup_alpha=alpha, **options)
-      return loss_fn(params, model_state, batch, jax.random.key(0))
+      return jax.jit(loss_fn)(params, model_state, batch, jax.random.key(0))
 
     plain, mixed = run(0.0), run(0.2)
     self.assertNotAlmostEqual(float(plain[0]), float(mixed[0]))
@@ -189,14 +193,16 @@ class LossTest(absltest.TestCase):
       loss_fn = train.make_loss_fn(
         model, bn_batch_size=size, normalization='none'
       )
-      return loss_fn(params, model_state, self.batch, jax.random.key(0))
+      return jax.jit(loss_fn)(
+        params, model_state, self.batch, jax.random.key(0)
+      )
 
     loss, (new, _) = loss_of(4)
     parts = []
     for half in (slice(0, 4), slice(4, 8)):
       part = jax.tree.map(lambda x, half=half: x[half], self.batch)
       one = train.make_loss_fn(model, normalization='none')
-      parts.append(one(params, model_state, part, jax.random.key(0)))
+      parts.append(jax.jit(one)(params, model_state, part, jax.random.key(0)))
     np.testing.assert_allclose(loss, (parts[0][0] + parts[1][0]) / 2, rtol=1e-5)
     means = [p[1][0]['batch_stats']['bn']['mean'] for p in parts]
     np.testing.assert_allclose(
@@ -304,6 +310,7 @@ class LossTest(absltest.TestCase):
 
 
 class SmokeTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_bfloat16_batch_stays_finite(self):
     # Statistics and losses stay float32.
     model = EfficientNet(
