@@ -135,7 +135,7 @@ def evaluate_model(
       f'{int(repeated.sum())} pairs of test are in train too. Remove them, or'
       ' set allow_overlap=True.'
     )
-  candidates = _candidates(negatives, test)
+  candidates = candidates_of(negatives, test)
   counts = test.user_counts()
   evaluated = counts >= max(min_ratings, 1)
   ignored = np.zeros(test.num_users, bool)
@@ -264,7 +264,8 @@ def _tied(scores, hit):
   return int((tied & np.take_along_axis(hit, order, 1)).any(1).sum())
 
 
-def _candidates(negatives, test):
+def candidates_of(negatives: Any, test: Interactions) -> Interactions | None:
+  """Negatives as interactions; see `evaluate_model`."""
   if negatives is None or isinstance(negatives, Interactions):
     if negatives is not None and negatives.shape != test.shape:
       raise ValueError(
