@@ -270,24 +270,32 @@ def _shift_to_kernel(x, dy, strides, pads, kernel):
   padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
   count, height, width, channels = dy.shape
 
-  def add_row(total, index):
-    n, row = index // height, index % height
+  def row(index):
+    n, line = index // height, index % height
     seen = jax.lax.dynamic_slice(
       padded,
-      (n, row * strides[0], 0, 0),
+      (n, line * strides[0], 0, 0),
       (1, taps[0], padded.shape[2], channels),
     )[0].astype(wide)
-    seed = jax.lax.dynamic_slice(dy, (n, row, 0, 0), (1, 1, width, channels))
+    seed = jax.lax.dynamic_slice(dy, (n, line, 0, 0), (1, 1, width, channels))
     seed = seed[0, 0].astype(wide)
-    found = [
-      (seen[i, j : j + (width - 1) * strides[1] + 1 : strides[1]] * seed).sum(0)
-      for i in range(taps[0])
-      for j in range(taps[1])
-    ]
-    return total + jnp.stack(found), None
+    return jnp.stack(
+      [
+        (seen[i, j : j + (width - 1) * strides[1] + 1 : strides[1]] * seed).sum(
+          0
+        )
+        for i in range(taps[0])
+        for j in range(taps[1])
+      ]
+    )
 
-  start = jnp.zeros((taps[0] * taps[1], channels), wide)
-  total, _ = jax.lax.scan(add_row, start, jnp.arange(count * height))
+  # From the first row on, not from zeros: under shard_map these would not vary
+  # over the devices as the sum does.
+  total, _ = jax.lax.scan(
+    lambda total, index: (total + row(index), None),
+    row(0),
+    jnp.arange(1, count * height),
+  )
   return total.reshape(kernel.shape).astype(kernel.dtype)
 
 

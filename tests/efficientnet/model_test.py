@@ -20,6 +20,11 @@ def tiny_variables():
   return golden_weights.variables(golden_weights.tiny())
 
 
+@functools.cache
+def small_variables():
+  return golden_weights.variables(golden_weights.small())
+
+
 def run(config, variables, x, **options):
   """Applies a network in one compiled program."""
   apply = functools.partial(efficientnet.EfficientNet(config).apply, **options)
@@ -92,8 +97,15 @@ class GoldenTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
-  @parameterized.parameters('shift_vjp', 'lax', 'shift')
-  def test_gradients_and_statistics_in_float64(self, impl):
+  def test_gradients_and_statistics_in_float64(self):
+    self.check_gradients('auto')
+
+  @parameterized.parameters('lax', 'shift')
+  @pytest.mark.slow
+  def test_gradients_of_other_forms(self, impl):
+    self.check_gradients(impl)
+
+  def check_gradients(self, impl):
     golden = goldens.load_npz('efficientnet', 'train_tf_tiny_w025_d05_64.npz')
     config = golden_weights.tiny(
       depthwise_impl=impl,
@@ -154,12 +166,12 @@ class TrainingTest(parameterized.TestCase):
     x = golden_weights.images('remat', 8, 32, 32, 3)
     found = []
     for remat in (False, True):
-      config = golden_weights.tiny(remat=remat)
+      config = golden_weights.small(remat=remat)
       net = efficientnet.EfficientNet(config)
 
       def loss(params, net=net):
         logits, _ = net.apply(
-          {**tiny_variables(), 'params': params},
+          {**small_variables(), 'params': params},
           x,
           train=True,
           mutable=['batch_stats'],
@@ -167,8 +179,10 @@ class TrainingTest(parameterized.TestCase):
         )
         return (logits**2).sum()
 
-      step = jax.jit(jax.grad(loss)).lower(tiny_variables()['params']).compile()
-      found.append((step(tiny_variables()['params']), step.memory_analysis()))
+      step = (
+        jax.jit(jax.grad(loss)).lower(small_variables()['params']).compile()
+      )
+      found.append((step(small_variables()['params']), step.memory_analysis()))
     (expected, before), (grads, after) = found
     for a, b in zip(
       jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True
@@ -177,16 +191,16 @@ class TrainingTest(parameterized.TestCase):
     self.assertLess(after.temp_size_in_bytes, before.temp_size_in_bytes)
 
   def test_examples_under_vmap_equal_the_loop(self):
-    config = golden_weights.tiny()
+    config = golden_weights.small()
     net = efficientnet.EfficientNet(config)
     x = golden_weights.images('vmap', 3, 32, 32, 3)
 
     def loss(params, image):
-      variables = {**tiny_variables(), 'params': params}
+      variables = {**small_variables(), 'params': params}
       return jax.nn.logsumexp(net.apply(variables, image[None]))
 
     grad = jax.grad(loss)
-    params = tiny_variables()['params']
+    params = small_variables()['params']
     mapped = jax.jit(jax.vmap(grad, (None, 0)))(params, x)
     single = jax.jit(grad)
     for i in range(3):
@@ -199,7 +213,7 @@ class TrainingTest(parameterized.TestCase):
         np.testing.assert_allclose(a[i], b, atol=1e-5 * scale)
 
   def test_one_trace_per_shape(self):
-    net = efficientnet.EfficientNet(golden_weights.tiny())
+    net = efficientnet.EfficientNet(golden_weights.small())
     traces = []
 
     @jax.jit
@@ -208,7 +222,7 @@ class TrainingTest(parameterized.TestCase):
       return net.apply(variables, x)
 
     for size in (32, 32, 48, 32):
-      apply(tiny_variables(), np.zeros((1, size, size, 3), np.float32))
+      apply(small_variables(), np.zeros((1, size, size, 3), np.float32))
     self.assertLen(traces, 2)
 
   def test_data_parallel_equals_one_device(self):
@@ -220,7 +234,7 @@ class TrainingTest(parameterized.TestCase):
       from tests.efficientnet import golden_weights
 
       P = jax.P
-      config = golden_weights.tiny(survival_prob=None, dropout_rate=0.0)
+      config = golden_weights.small(survival_prob=None, dropout_rate=0.0)
       variables = golden_weights.variables(config)
       x = golden_weights.images('sharded', 8, 32, 32, 3)
 
@@ -256,27 +270,32 @@ class TrainingTest(parameterized.TestCase):
 
 class BehaviourTest(parameterized.TestCase):
   def test_drop_path_differs_by_block_and_example(self):
-    # Blocks of zero width of change: what is dropped shows as the input.
-    config = golden_weights.tiny(survival_prob=0.5, depth=1.0, dropout_rate=0.0)
+    blocks = (efficientnet.BlockArgs(3, 9, 32, 32, 1, 1),)
+    config = golden_weights.small(
+      survival_prob=0.5, blocks=blocks, dropout_rate=0.0, stem_stride=1
+    )
     variables = golden_weights.variables(config)
-    x = golden_weights.images('drop', 32, 8, 8, 3)
-    net = efficientnet.EfficientNet(config.replace(stem_stride=1))
+    x = golden_weights.images('drop', 64, 4, 4, 3)
     apply = jax.jit(
       functools.partial(
-        net.apply, train=True, mutable=['batch_stats'], return_endpoints=True
+        efficientnet.EfficientNet(config).apply,
+        train=True,
+        mutable=['batch_stats'],
+        return_endpoints=True,
       )
     )
     (_, ends), _ = apply(variables, x, rngs={'dropout': jax.random.key(0)})
-    masks = []
-    for block in config.scaled_blocks():
-      if block.args.has_skip and block.position:
-        before = ends[f'block_{block.index - 1}']
-        after = ends[f'block_{block.index}']
-        masks.append(np.all(before == after, (1, 2, 3)))
-    masks = np.array(masks)
-    self.assertGreater(len(masks), 5)
-    self.assertLen(np.unique(masks, axis=0), len(masks))
-    self.assertBetween(masks.mean(), 0.15, 0.45)  # Mean of 0.5 i / 16.
+    # An example whose branch was dropped leaves the block as it came.
+    masks = np.array(
+      [
+        np.all(ends[f'block_{i - 1}'] == ends[f'block_{i}'], (1, 2, 3))
+        for i in range(1, 9)
+      ]
+    )
+    self.assertLen(np.unique(masks, axis=0), 8)
+    # Mean of 0.5 i / 9 for i from 1: 0.25; 512 draws, four deviations.
+    self.assertAlmostEqual(masks.mean(), 0.25, delta=0.08)
+    self.assertLess(masks[0].mean(), masks[-1].mean())
     (_, again), _ = apply(variables, x, rngs={'dropout': jax.random.key(0)})
     np.testing.assert_array_equal(ends['head'], again['head'])
     (_, other), _ = apply(variables, x, rngs={'dropout': jax.random.key(1)})
@@ -303,15 +322,15 @@ class BehaviourTest(parameterized.TestCase):
     self.assertLen(jax.tree.leaves(variables), 311)
 
   def test_features(self):
-    config = golden_weights.tiny()
+    config = golden_weights.small()
     x = golden_weights.images('features', 1, 32, 32, 3)
-    expected, ends = run(config, tiny_variables(), x, return_endpoints=True)
-    found = run(config, tiny_variables(), x, features_only=True)
+    expected, ends = run(config, small_variables(), x, return_endpoints=True)
+    found = run(config, small_variables(), x, features_only=True)
     np.testing.assert_allclose(found, ends['features'], atol=1e-5)
     headless = config.replace(num_classes=0)
-    params = dict(tiny_variables()['params'])
+    params = dict(small_variables()['params'])
     classifier = params.pop('classifier')
-    pooled = run(headless, {**tiny_variables(), 'params': params}, x)
+    pooled = run(headless, {**small_variables(), 'params': params}, x)
     logits = pooled @ classifier['kernel'] + classifier['bias']
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -331,7 +350,7 @@ class BehaviourTest(parameterized.TestCase):
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
     self.assertEqual(total, efficientnet.count_params(config))
 
-  @parameterized.parameters('b0', 'b4', 'b8', 'l2')
+  @parameterized.parameters('b0', 'b3')
   def test_as_many_parameters_as_counted(self, variant):
     config = efficientnet.config_for(f'efficientnet-{variant}')
     shapes = golden_weights.shapes(config)
