@@ -142,7 +142,7 @@ def _config(weights, is_run):
     config.model.name = _MODEL.value
     config.ema, config.batch_size = 0.0, 64
     config.data.num_classes = _NUM_CLASSES.value
-    network = {'num_classes': _NUM_CLASSES.value, 'train_examples': 10**9}
+    network = {'num_classes': _NUM_CLASSES.value, 'train_examples': 10**6}
   config.evaluate_on = 'test'
   config.bfloat16 = _BFLOAT16.value
   for flag, place, name in (

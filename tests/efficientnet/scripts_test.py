@@ -182,6 +182,7 @@ class ScriptsTest(parameterized.TestCase):
     ]
     self.assertEqual(*weights)
 
+  @pytest.mark.slow
   def test_usage_errors(self):
     self.data.mkdir()
     base = self.flags('errors')
