@@ -8,10 +8,8 @@ that are in training and test data, and ranks that only ties decide.
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from jaxpapers.recsys import evaluation, interactions as interactions_lib
-from jaxpapers.recsys import popularity, splits
+from jaxpapers.recsys import evaluation, popularity, splits
+from jaxpapers.recsys import interactions as interactions_lib
 from jaxpapers.recsys.interactions import Interactions
 
 # A test part may agree with the popularity of all data this much less, in

@@ -76,9 +76,7 @@ def paired_tests(
     return PairedTests(
       0.0, (0.0, 0.0), (nan, nan), (nan, nan), nan, False, 'equal', nan
     )
-  normal = all(
-    p > normal_at for x in (a, b) for p in normality(x).values()
-  )
+  normal = all(p > normal_at for x in (a, b) for p in normality(x).values())
   t = stats.ttest_rel(a, b)
   wilcoxon = stats.wilcoxon(a, b)
   low, high, p = _bootstrap(a - b, key, resamples)
@@ -99,7 +97,7 @@ def paired_tests(
 
 
 def normality(x: np.ndarray) -> dict[str, float]:
-  """p of three tests whether numbers are normal: the study's."""
+  """P of three tests whether numbers are normal: the study's."""
   stats = optional.load('scipy.stats')
   if x.std() == 0:
     return {'shapiro': 0.0}
@@ -133,7 +131,11 @@ def _bootstrap(difference, key, resamples, block=256):
   low, high = np.percentile(means, (2.5, 97.5))
   # Both tails; at least one resample counts, so that p is never 0.
   tail = min((means <= 0).sum(), (means >= 0).sum())
-  return float(low), float(high), float(min(1, 2 * (tail + 1) / (resamples + 1)))
+  return (
+    float(low),
+    float(high),
+    float(min(1, 2 * (tail + 1) / (resamples + 1))),
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
@@ -173,7 +175,7 @@ def confidence_interval(
 
 
 def correct(p_values: Any, method: str = 'holm') -> np.ndarray:
-  """p values of many comparisons, corrected.
+  """P values of many comparisons, corrected.
 
   Args:
     p_values: `[m]`; NaN stays NaN and is not counted.

@@ -1,0 +1,82 @@
+"""Stops iterative methods on validation data, and keeps the best model."""
+
+from typing import Any
+
+from jaxpapers.recsys import evaluation
+from jaxpapers.recsys.interactions import Interactions
+
+
+class EarlyStopping:
+  """A monitor for the fit functions of iterative methods.
+
+  Looks at validation data every `every` epochs, and ends the fit when `patience`
+  looks in a row were no strict improvement: the protocol of the study. It never
+  sees test data. The number of the best epoch is what the last fit, on training
+  and validation data, is made with.
+
+  Attributes:
+    best: The best model so far, None before the first look.
+    best_epoch: Its epoch.
+    best_value: Its metric.
+    history: (epoch, metric) of all looks.
+  """
+
+  def __init__(
+    self,
+    train: Interactions,
+    validation: Interactions,
+    *,
+    metric: str = 'ndcg',
+    cutoff: int = 10,
+    every: int = 5,
+    patience: int = 5,
+    **options: Any,
+  ):
+    """Makes a monitor.
+
+    Args:
+      train: What the model is fitted on.
+      validation: Validation items.
+      metric: What counts, larger is better.
+      cutoff: Where lists are cut.
+      every: Epochs between looks.
+      patience: Looks without improvement before the end.
+      **options: Of `evaluate_model`: negatives, exclude_seen, ties.
+    """
+    if every < 1 or patience < 1:
+      raise ValueError(
+        f'every is {every} and patience {patience}; expected 1 or more.'
+      )
+    self._data = train, validation
+    self._metric, self._cutoff = metric, cutoff
+    self._every, self._patience = every, patience
+    self._options = options
+    self.best: Any = None
+    self.best_epoch = 0
+    self.best_value = float('-inf')
+    self.history: list[tuple[int, float]] = []
+    self._worse = 0
+
+  def __call__(self, epoch: int, model: Any) -> bool:
+    """Looks if it is time to; returns whether the fit should end."""
+    if epoch % self._every:
+      return False
+    result = evaluation.evaluate_model(
+      model,
+      *self._data,
+      (self._cutoff,),
+      metrics=(self._metric,),
+      **self._options,
+    )
+    value = result.mean(self._metric, self._cutoff)
+    self.history.append((epoch, value))
+    if value > self.best_value:
+      self.best, self.best_epoch, self.best_value = model, epoch, value
+      self._worse = 0
+    else:
+      self._worse += 1
+    return self._worse >= self._patience
+
+  def result(self, model: Any) -> Any:
+    """The best model; the last one where no look was taken."""
+    return model if self.best is None else self.best
