@@ -45,10 +45,12 @@ def rmsprop_tf(
   Example:
     >>> tx = rmsprop_tf(0.016)
   """
+  # A traced momentum is used whatever its value.
+  without = isinstance(momentum, (int, float)) and momentum == 0
   return optax.chain(
     optax.scale_by_rms(decay, eps, initial_scale=1.0, eps_in_sqrt=True),
     scale_by_shown_rate(learning_rate),
-    *([optax.trace(momentum)] if momentum else []),
+    *(() if without else [optax.trace(momentum)]),
   )
 
 
@@ -185,8 +187,6 @@ def efficientnet_optimizer(
     decay_epochs=decay_epochs,
   )
   return optax.chain(
-    *([optax.add_decayed_weights(weight_decay, decay_mask)])
-    if weight_decay
-    else (),
+    optax.add_decayed_weights(weight_decay, decay_mask),
     rmsprop_tf(rate, decay, momentum, eps),
   )

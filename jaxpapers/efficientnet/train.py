@@ -171,8 +171,8 @@ def make_metric_fn(
       as the parameters that `training.make_eval_step` gives are averaged, too.
 
   Returns:
-    `metric_fn(params, model_state, batch)` with top-1 'accuracy', 'top5' (0
-    with fewer than six classes: it says nothing there) and 'cross_entropy'.
+    `metric_fn(params, model_state, batch)` with top-1 'accuracy',
+    'cross_entropy' and, of more than five classes, 'top5'.
     Examples whose 'mask' or 'sound' is False do not count.
   """
 
