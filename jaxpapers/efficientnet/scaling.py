@@ -201,8 +201,10 @@ def grid(
 
   # Rounding can make a network cheaper than its ideal.
   most = (target + tol) * (1 if cost == 'ideal' else 1.5)
+  # No knob alone is worth more than the whole target.
+  alphas = _steps(step, min(most, target))
   points = []
-  for alpha in _steps(step, most):
+  for alpha in alphas:
     for beta in _steps(step, math.sqrt(most / alpha)):
       for gamma in _steps(step, math.sqrt(most / alpha) / beta):
         ideal = alpha * beta**2 * gamma**2
