@@ -268,22 +268,17 @@ def _shift_to_kernel(x, dy, strides, pads, kernel):
   wide = jnp.promote_types(x.dtype, jnp.float32)
   taps = kernel.shape[:2]
   padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  count, height, width, channels = dy.shape
+  height, width = dy.shape[1:3]
+  last = (width - 1) * strides[1] + 1
 
   def row(index):
-    n, line = index // height, index % height
-    seen = jax.lax.dynamic_slice(
-      padded,
-      (n, line * strides[0], 0, 0),
-      (1, taps[0], padded.shape[2], channels),
-    )[0].astype(wide)
-    seed = jax.lax.dynamic_slice(dy, (n, line, 0, 0), (1, 1, width, channels))
-    seed = seed[0, 0].astype(wide)
+    seen = jax.lax.dynamic_slice_in_dim(
+      padded, index * strides[0], taps[0], axis=1
+    ).astype(wide)
+    seed = jax.lax.dynamic_index_in_dim(dy, index, 1, False).astype(wide)
     return jnp.stack(
       [
-        (seen[i, j : j + (width - 1) * strides[1] + 1 : strides[1]] * seed).sum(
-          0
-        )
+        (seen[:, i, j : j + last : strides[1]] * seed).sum((0, 1))
         for i in range(taps[0])
         for j in range(taps[1])
       ]
@@ -294,9 +289,27 @@ def _shift_to_kernel(x, dy, strides, pads, kernel):
   total, _ = jax.lax.scan(
     lambda total, index: (total + row(index), None),
     row(0),
-    jnp.arange(1, count * height),
+    jnp.arange(1, height),
   )
   return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A 1x1 convolution, as the product of two matrices.
+
+  XLA's gradient of such a convolution takes up to 14 times longer on CPUs, and
+  under `vmap` over kernels it would be a grouped one.
+
+  Args:
+    x: `[N, H, W, C]`.
+    kernel: `[1, 1, C, K]`.
+
+  Returns:
+    `[N, H, W, K]`.
+  """
+  # One matrix: a product over three leading axes has a slower gradient.
+  rows = x.reshape(-1, x.shape[-1])
+  return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Conv(nn.Module):
@@ -346,13 +359,13 @@ class Conv(nn.Module):
         'bias', self.bias_init, (self.features,), self.param_dtype
       )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      strides,
-      explicit_padding(x.shape[1:3], size, strides, self.padding),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    pads = explicit_padding(x.shape[1:3], size, strides, self.padding)
+    if size == strides == (1, 1) and not any(map(any, pads)):
+      y = pointwise(x, kernel)
+    else:
+      y = jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
     return y if bias is None else y + bias
 
 
