@@ -30,7 +30,16 @@ PAPER_EXTRAS = {
     'tensorboardX>=2.6',
     'tokenizers>=0.20',
   ],
-  'efficientnet': [],
+  'efficientnet': [
+    'grain>=0.2.10',  # input pipeline
+    'h5py>=3.10',  # weights of Keras
+    'matplotlib>=3.8',  # curves, Pareto fronts
+    'optuna>=4.0',  # searches that several machines work on
+    'orbax-checkpoint>=0.11',
+    'pillow>=10',  # JPEG
+    'safetensors>=0.5',  # pre-trained weights
+    'tensorboardX>=2.6',
+  ],
   'kcore': [
     'jax-md>=0.2',  # spatial clusters, layout of networks
     'matplotlib>=3.8',
@@ -45,8 +54,22 @@ PAPER_EXTRAS = {
     'tensorboardX>=2.6',
   ],
   'osnet': [],
-  'product_keys': [],
-  'recsys': [],
+  'product_keys': [
+    'grain>=0.2.10',  # input pipeline
+    'matplotlib>=3.8',  # usage, curves
+    'orbax-checkpoint>=0.11',
+    'tensorboardX>=2.6',
+    'tokenizers>=0.20',  # text for language models
+  ],
+  'recsys': [
+    'grain>=0.2.10',  # input pipeline of the neural methods
+    'matplotlib>=3.8',
+    'optuna>=4.0',  # tuning
+    'orbax-checkpoint>=0.11',
+    'pyarrow>=17',  # interactions in Parquet files
+    'scipy>=1.14',  # sparse matrices, tests
+    'tensorboardX>=2.6',
+  ],
   'roberta': [
     'grain>=0.2.10',  # input pipeline
     'matplotlib>=3.8',  # curves
@@ -74,6 +97,7 @@ TOOL_EXTRAS = {
   # Everything that `make test` needs; no torch, no TensorFlow.
   'test': [
     'grain>=0.2.10',
+    'h5py>=3.10',
     'hypothesis>=6.100',
     'matplotlib>=3.8',
     'nibabel>=5.2',
@@ -104,8 +128,10 @@ TOOL_EXTRAS = {
     'scikit-image>=0.22',
     'scikit-sparse==0.4.16',
     'scipy>=1.14',
+    'timm>=1.0',
     'tokenizers>=0.20',
     'torch>=2.4',
+    'torchvision>=0.19',  # timm imports it
     'transformers>=4.46',
   ],
   'docs': ['matplotlib>=3.8', 'pillow>=10'],
