@@ -28,6 +28,12 @@ from jaxpapers.data.images import (
 from jaxpapers.data.mnist import load_mnist
 from jaxpapers.data.pipeline import batches
 from jaxpapers.data.randomness import BatchRandom
+from jaxpapers.data.tfrecord import (
+  TFRecordSource,
+  encode_example,
+  parse_example,
+  write_tfrecord,
+)
 
 __all__ = [
   'ArraySource',
@@ -35,9 +41,11 @@ __all__ = [
   'CorruptFileError',
   'ImageSource',
   'Subset',
+  'TFRecordSource',
   'batches',
   'cifar_class_names',
   'decode_image',
+  'encode_example',
   'find_corrupt',
   'load_cifar10',
   'load_cifar100',
@@ -45,6 +53,7 @@ __all__ = [
   'open_image_folder',
   'open_imagenet',
   'open_tiny_imagenet',
+  'parse_example',
   'pixel_statistics',
   'read_idx',
   'split_indices',
@@ -52,4 +61,5 @@ __all__ = [
   'tiny_imagenet_words',
   'write_file',
   'write_idx',
+  'write_tfrecord',
 ]
