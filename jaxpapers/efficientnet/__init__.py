@@ -1,6 +1,7 @@
 """EfficientNet: the models, the scaling rule and the search behind them."""
 
 from jaxpapers.efficientnet.autoaugment import autoaugment_v0
+from jaxpapers.efficientnet.cam import class_activation_map
 from jaxpapers.efficientnet.config import (
   BlockArgs,
   ModelConfig,
@@ -29,6 +30,11 @@ from jaxpapers.efficientnet.preprocess import (
   preprocess_eval,
   preprocess_train,
 )
+from jaxpapers.efficientnet.pretrained import (
+  load_pretrained,
+  save_pretrained,
+  to_timm_state_dict,
+)
 from jaxpapers.efficientnet.random_augment import randaugment
 from jaxpapers.efficientnet.schedules import (
   efficientnet_schedule,
@@ -37,6 +43,10 @@ from jaxpapers.efficientnet.schedules import (
 from jaxpapers.efficientnet.train import make_loss_fn, make_metric_fn
 
 __all__ = [
+  'class_activation_map',
+  'load_pretrained',
+  'save_pretrained',
+  'to_timm_state_dict',
   'BlockArgs',
   'Counts',
   'EfficientNet',

@@ -1,5 +1,6 @@
 """Batch normalisation in the conventions of TensorFlow and of torch."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxpapers.nn.varying import vary_alike
 
 
 class BatchNorm(nn.Module):
@@ -16,6 +19,10 @@ class BatchNorm(nn.Module):
 
   Statistics are float32 or wider. As in Flax, momentum is the share of the old:
   0.99 here is TensorFlow's 0.99 and torch's 0.01.
+
+  The gradient is written by hand, with two sums over the batch where automatic
+  differentiation makes four; so there is no forward-mode derivative
+  (`jax.jvp`, Hessians) in training unless `axis_name` is set.
 
   Attributes:
     momentum: Share of the old running statistics.
@@ -71,7 +78,6 @@ class BatchNorm(nn.Module):
         f"variance is {self.variance!r}; expected 'biased' or 'unbiased'."
       )
     shape = (x.shape[-1],)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     scale = self.param('scale', self.scale_init, shape, self.param_dtype)
     bias = self.param('bias', self.bias_init, shape, self.param_dtype)
     kept = jnp.promote_types(self.param_dtype, jnp.float32)
@@ -81,25 +87,27 @@ class BatchNorm(nn.Module):
     running_var = self.variable(
       'batch_stats', 'var', lambda: jnp.ones(shape, kept)
     )
+    dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
     if train and not self.is_initializing():
       count = self._count(x)
-      mean, var = self._moments(x.astype(wide))
+      if self.axis_name is None:
+        scale, bias, x = vary_alike(scale, bias, x)
+        y, mean, var = _normalize_batch(x, scale, bias, self.epsilon, dtype)
+      else:
+        mean, var = self._moments(_wide(x))
+        y = _normalize(x, mean, var, scale, bias, self.epsilon, dtype)
       if self.is_mutable_collection('batch_stats'):
         self._keep(running_mean, mean)
         self._keep(running_var, var * self._correction(count))
-    else:
-      mean, var = running_mean.value, running_var.value
-    wide = jnp.promote_types(wide, scale.dtype)
-    factor = scale.astype(wide) * jax.lax.rsqrt(var + self.epsilon).astype(wide)
-    y = (x.astype(wide) - mean.astype(wide)) * factor + bias.astype(wide)
-    dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
-    return y.astype(dtype)
+      return y
+    mean, var = running_mean.value, running_var.value
+    return _normalize(x, mean, var, scale, bias, self.epsilon, dtype)
 
   def _moments(self, x):
-    axes = tuple(range(x.ndim - 1))
-    mean = self._mean(x.mean(axes))
-    # The mean first: E[x^2] - E[x]^2 loses digits where means are large.
-    return mean, self._mean(jnp.square(x - mean).mean(axes))
+    mean, var = _moments(x)
+    whole = self._mean(mean)
+    # Not the mean of squares: where means are large that loses digits.
+    return whole, self._mean(var + jnp.square(mean - whole))
 
   def _mean(self, x):
     if self.axis_name is None:
@@ -132,3 +140,58 @@ class BatchNorm(nn.Module):
     old = running.value
     new = new.astype(old.dtype)
     running.value = self.momentum * old + (1 - self.momentum) * new
+
+
+def _wide(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _moments(x):
+  axes = tuple(range(x.ndim - 1))
+  mean = x.mean(axes)
+  return mean, jnp.square(x - mean).mean(axes)
+
+
+def _normalize(x, mean, var, scale, bias, epsilon, dtype):
+  x = x.astype(jnp.promote_types(_wide(x).dtype, scale.dtype))
+  factor = scale.astype(x.dtype) * jax.lax.rsqrt(var + epsilon).astype(x.dtype)
+  y = (x - mean.astype(x.dtype)) * factor + bias.astype(x.dtype)
+  return y.astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize_batch(x, scale, bias, epsilon, dtype):
+  """Normalised x, and the mean and biased variance that did it."""
+  mean, var = _moments(_wide(x))
+  return _normalize(x, mean, var, scale, bias, epsilon, dtype), mean, var
+
+
+def _forward(x, scale, bias, epsilon, dtype):
+  y, mean, var = _normalize_batch(x, scale, bias, epsilon, dtype)
+  # x and no copy of it: what is normalised is computed again.
+  return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _backward(epsilon, dtype, residuals, cotangents):
+  del dtype
+  x, scale, bias, mean, var = residuals
+  dy, dmean, dvar = cotangents
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  inverse = jax.lax.rsqrt(var + epsilon)
+  centred = _wide(x) - mean
+  dy = dy.astype(centred.dtype)
+  dbias = dy.sum(axes)
+  dscale = (dy * (centred * inverse)).sum(axes)
+  factor = scale.astype(inverse.dtype) * inverse
+  # In brackets what varies by channel alone.
+  dx = dy * factor - (factor * dbias - dmean) / count
+  dx = dx - centred * ((factor * inverse * dscale - 2 * dvar) / count)
+  return (
+    dx.astype(x.dtype),
+    dscale.astype(scale.dtype),
+    dbias.astype(bias.dtype),
+  )
+
+
+_normalize_batch.defvjp(_forward, _backward)

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpapers.nn.varying import vary_alike
+
 IMPLEMENTATIONS = ('auto', 'lax', 'shift', 'shift_vjp')
 
 Padding = str | int | Sequence[tuple[int, int]]
@@ -117,6 +119,7 @@ def depthwise_conv(
     return _lax(x, kernel, strides, pads)
   if impl == 'shift':
     return _shift(x, kernel, strides, pads)
+  x, kernel = vary_alike(x, kernel)
   return _with_gradient(x, kernel, strides, pads, impl == 'auto')
 
 
