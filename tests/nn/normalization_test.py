@@ -97,6 +97,28 @@ class BatchNormTest(parameterized.TestCase):
         grads[0]['scale'], (seed * hat).sum(0), atol=1e-12
       )
 
+  def test_gradient_through_the_statistics(self):
+    # Mean and variance are outputs too; so is their gradient.
+    x = batch(6, 4)
+    with jax.enable_x64(True):
+      norm = nn.BatchNorm(0.5, param_dtype='float64')
+      variables = norm.init(jax.random.key(0), x, train=True)
+
+      def loss(x):
+        y, new = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+        stats = new['batch_stats']
+        return (y**3).sum() + (stats['mean'] ** 2 + stats['var'] ** 3).sum()
+
+      def plain(x):
+        mean, var = x.mean(0), x.var(0)
+        y = (x - mean) / jnp.sqrt(var + 1e-3)
+        kept = (0.5 * mean) ** 2 + (0.5 + 0.5 * var) ** 3
+        return (y**3).sum() + kept.sum()
+
+      np.testing.assert_allclose(
+        jax.grad(loss)(x), jax.grad(plain)(x), rtol=1e-9, atol=1e-9
+      )
+
   @parameterized.parameters('biased', 'unbiased')
   def test_mapped_axis_is_the_whole_batch(self, variance):
     x = batch(4, 6, 3).astype('float32')
@@ -155,6 +177,22 @@ class BatchNormTest(parameterized.TestCase):
       expected, whole = moments(plain, x)
       np.testing.assert_allclose(y, expected, atol=1e-5)
       np.testing.assert_allclose(stats['var'], whole['var'], rtol=1e-5)
+      # Gradients of shards add up to those of the whole, without a name for
+      # the axis as well: scale is the same everywhere, x is not.
+      def loss(scale, x):
+        norm = nn.BatchNorm(0.5)
+        variables = {
+          'params': {'scale': scale, 'bias': 0 * scale},
+          'batch_stats': {'mean': 0 * scale, 'var': 0 * scale + 1},
+        }
+        return (norm.apply(variables, x, train=True) ** 3).sum()
+
+      scale = np.ones(4, 'float32')
+      found = jax.jit(jax.shard_map(
+        jax.grad(loss), mesh=mesh, in_specs=(P(), P('i')), out_specs=P(),
+      ))(scale, x)
+      expected = sum(jax.grad(loss)(scale, x[2 * k : 2 * k + 2]) for k in range(4))
+      np.testing.assert_allclose(found, expected, rtol=1e-4)
       """,
       device_count=4,
     )
