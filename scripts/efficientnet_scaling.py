@@ -155,9 +155,13 @@ def main() -> int:
   while (index := record.claim(len(runs))) is not None:
     name, seed = runs[index]
     network = networks[name]
-    accuracy = trainer_of(name)(
-      seed, run.workdir / f'{name}-{seed}', console=run.console
-    )
+    try:
+      accuracy = trainer_of(name)(
+        seed, run.workdir / f'{name}-{seed}', console=run.console
+      )
+    except InterruptedError as stop:
+      _training_command_line.say(str(stop))
+      return 0
     macs = scaling.count_macs(network)
     info = {'name': name, 'seed': int(seed)}
     record.record(

@@ -90,17 +90,25 @@ def main() -> int:
         folder = run.workdir / 'searches' / name
         record = nas.FolderHistory(str(folder), retry=_RETRY.value)
       say = _training_command_line.say if run.console else None
-      results[algorithm, seed] = ALGORITHMS[algorithm](
-        evaluate,
-        config.budget,
-        seed,
-        space=space,
-        objective=objective,
-        history=record,
-        batch_size=batch_size,
-        say=say if config.evaluator != 'synthetic' else None,
-        **options,
-      )
+      try:
+        results[algorithm, seed] = ALGORITHMS[algorithm](
+          evaluate,
+          config.budget,
+          seed,
+          space=space,
+          objective=objective,
+          history=record,
+          batch_size=batch_size,
+          say=say if config.evaluator != 'synthetic' else None,
+          **options,
+        )
+      except InterruptedError as stop:
+        _training_command_line.say(str(stop))
+        return 0
+      except ValueError as error:
+        if 'holds another search' not in str(error):
+          raise
+        raise _command_line.UsageError(_command_line.one_line(error)) from error
   if run.first:
     write(run.workdir, config, space, results)
     if config.retrain and splits:

@@ -347,6 +347,7 @@ class ProxyTrainer:
     Raises:
       InterruptedError: After a SIGTERM; a checkpoint has been written.
     """
+    per_epoch = self.recipe.steps_per_epoch(len(self._train))
     try:
       result = training.fit(
         self._make_state(jax.random.key(seed)),
@@ -358,7 +359,9 @@ class ProxyTrainer:
         keep=1,
         tensorboard=False,
         console=console,
-        log_every=self.recipe.steps_per_epoch(len(self._train)),
+        log_every=per_epoch,
+        # Epochs are short: a checkpoint now and then is enough.
+        checkpoint_every=max(per_epoch, self.num_steps // 10),
         examples_per_step=self.recipe.batch_size,
       )
     except training.NonFiniteLossError:

@@ -33,7 +33,7 @@ def get_config(variant='study'):
       width=0.25,
       depth=1.0,
       depth_divisor=4,
-      resolution=16,
+      resolution=12,
       stem_stride=1,
       bn_momentum=0.9,
       dropout_rate=0.0,
@@ -41,7 +41,9 @@ def get_config(variant='study'):
       head_filters=640,
       blocks=REDUCED,
     )
-    config.recipe = dict(epochs=4, batch_size=100, learning_rate=3e-3)
+    config.recipe = dict(
+      epochs=2, batch_size=100, learning_rate=3e-3, warmup_epochs=0.5
+    )
     config.grid.step = 0.25
     config.grid.tol = 0.3
   return config
