@@ -1,5 +1,6 @@
 """EfficientNet: the models, the scaling rule and the search behind them."""
 
+from jaxpapers.efficientnet import nas, scaling
 from jaxpapers.efficientnet.autoaugment import autoaugment_v0
 from jaxpapers.efficientnet.cam import class_activation_map
 from jaxpapers.efficientnet.config import (
@@ -66,6 +67,7 @@ __all__ = [
   'make_loss_fn',
   'make_metric_fn',
   'mixup',
+  'nas',
   'normalize',
   'preprocess_eval',
   'preprocess_train',
@@ -74,4 +76,5 @@ __all__ = [
   'round_filters',
   'round_repeats',
   'scaled_learning_rate',
+  'scaling',
 ]
