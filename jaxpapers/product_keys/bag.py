@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpapers.product_keys import bag_pallas
+
 __all__ = ['embedding_bag', 'embedding_dot']
 
-IMPLEMENTATIONS = ('auto', 'scan', 'gather')
+IMPLEMENTATIONS = ('auto', 'scan', 'gather', 'pallas')
 # Elements that 'gather' reads at a time: 16 MiB of float32.
 _CHUNK = 2**22
 # Reads of a token that 'scan' adds in one pass: on a CPU a third of the time.
@@ -39,8 +41,9 @@ def embedding_bag(
       gradient.
     weights: `[T, R]`.
     impl: 'scan' reads the r-th row of all tokens at a time, 'gather' all rows
-      of as many tokens as 16 MiB hold, 'auto' scans on CPU and gathers
-      elsewhere.
+      of as many tokens as 16 MiB hold, 'pallas' is a kernel for GPUs
+      (`bag_pallas`; interpreted on CPU, 'gather' on TPU). 'auto' scans on CPU
+      and gathers elsewhere.
 
   Returns:
     `[T, D]`, float32 or wider.
@@ -147,7 +150,12 @@ def _sum_rows(impl, values, ids, weights):
       one, (ids, weights.astype(dtype)), batch_size=_tokens(values, ids)
     )
 
-  return _choose(impl, scan, gather, values, ids, weights)
+  def pallas(values, ids, weights, interpret=False):
+    return bag_pallas.bag(
+      values, ids, weights.astype(dtype), interpret=interpret
+    )
+
+  return _choose(impl, scan, gather, pallas, values, ids, weights)
 
 
 @_compiled
@@ -168,7 +176,9 @@ def _dot_rows(impl, values, ids, x):
 
     return jax.lax.map(one, (ids, x), batch_size=_tokens(values, ids))
 
-  return _choose(impl, scan, gather, values, ids, x.astype(dtype))
+  return _choose(
+    impl, scan, gather, bag_pallas.dot, values, ids, x.astype(dtype)
+  )
 
 
 @jax.jit
@@ -253,9 +263,14 @@ def _wide(values, weights):
   return dtype
 
 
-def _choose(impl, scan, gather, *arguments):
+def _choose(impl, scan, gather, pallas, *arguments):
+  # When the platform is known, which under jit and ahead of time is later than
+  # here.
+  by_platform = jax.lax.platform_dependent
   if impl == 'auto':
-    # When the platform is known, which under jit and ahead of time is later
-    # than here.
-    return jax.lax.platform_dependent(*arguments, cpu=scan, default=gather)
+    return by_platform(*arguments, cpu=scan, default=gather)
+  if impl == 'pallas':
+    interpreted = functools.partial(pallas, interpret=True)
+    kernels = {'cpu': interpreted, 'cuda': pallas, 'rocm': pallas}
+    return by_platform(*arguments, **kernels, default=gather)
   return {'scan': scan, 'gather': gather}[impl](*arguments)

@@ -20,8 +20,9 @@ def table_spec(kind: str, axis: Axis = 'mem') -> PartitionSpec:
     ValueError: If the kind is unknown.
   """
   check_choice('kind', kind, KINDS)
+  split = axis or None
   return (
-    PartitionSpec(axis, None) if kind == 'row' else PartitionSpec(None, axis)
+    PartitionSpec(split, None) if kind == 'row' else PartitionSpec(None, split)
   )
 
 
@@ -72,22 +73,22 @@ class TableLayout:
     Args:
       what: 'table' and its moments `[N, D]`; a 'vector' with a number for each
         row; 'ids' and 'rows' of a gradient, where each part of a table split by
-        rows has places of its own; 'width' `[T, D]`, which is split as columns
-        are; or 'all', which every device has.
+        rows has places of its own; or 'all', which every device has.
     """
-    axis = self.axis or None
-    row = self.kind == 'row'
     if what in ('table', 'rows'):
-      return table_spec(self.kind, axis)
-    if what in ('vector', 'ids'):
-      return PartitionSpec(axis if row else None)
-    if what == 'width':
-      return PartitionSpec(None, None if row else axis)
+      return table_spec(self.kind, self.axis)
+    if what in ('vector', 'ids') and self.kind == 'row':
+      return PartitionSpec(self.axis or None)
     return PartitionSpec()
 
   def part(self) -> jax.Array | int:
     """The number of this device's part, inside `per_part`."""
     return jax.lax.axis_index(axis_names(self.axis)) if self.axis else 0
+
+  def columns(self, x: jax.Array) -> jax.Array:
+    """This device's columns of an array, inside `per_part`."""
+    width = x.shape[-1] // self.parts
+    return jax.lax.dynamic_slice_in_dim(x, self.part() * width, width, -1)
 
 
 def per_part(

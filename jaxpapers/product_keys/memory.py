@@ -4,18 +4,19 @@ Lample et al. (2019, arXiv:1907.05242), with every option of the authors' code
 that changes a number.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpapers.nn.dropout import dropout
 from jaxpapers.product_keys import keys as keys_lib
 from jaxpapers.product_keys import queries, weighting
 from jaxpapers.product_keys.bag import embedding_bag
+from jaxpapers.product_keys.checks import check_input, check_options
 from jaxpapers.product_keys.quantize import read_table
 from jaxpapers.product_keys.retrieval import (
   check_k,
@@ -25,8 +26,6 @@ from jaxpapers.product_keys.retrieval import (
 )
 
 __all__ = ['FlatMemory', 'ProductKeyMemory']
-
-QUERY_NORMS = (None, 'batch', 'layer', 'qk')
 
 
 class ProductKeyMemory(nn.Module):
@@ -65,6 +64,11 @@ class ProductKeyMemory(nn.Module):
       function; see `keys.make_keys`.
     query_net: 'one' network for all heads, or one for each 'per_half'.
     query_init: Initializer of the query network's kernels; torch's by default.
+    query_bias: Whether the query network has biases.
+    query_kernels: For images `[..., height, width, d]`: odd sizes of the
+      kernels of the query network's layers, which are convolutions then. None
+      for tokens that know nothing of each other.
+    query_residual: Whether such layers are bottlenecks with a residual.
     normalize_query: Whether each half of a query has length 1.
     normalize_keys: Whether keys begin with length 1.
     share_keys: Whether all heads and halves have one codebook.
@@ -114,6 +118,9 @@ class ProductKeyMemory(nn.Module):
   key_init: str | Callable = 'uniform'
   query_net: str = 'one'
   query_init: Callable | None = None
+  query_bias: bool = True
+  query_kernels: tuple[int, ...] | None = None
+  query_residual: bool = False
   normalize_query: bool = False
   normalize_keys: bool = False
   share_keys: bool = False
@@ -182,14 +189,18 @@ class ProductKeyMemory(nn.Module):
       )
     train = (not deterministic) if train is None else train
     x = jnp.asarray(x)
-    check_input(x, mask)
+    check_input(x, mask, 2 if self.query_kernels is None else 3)
     dim = x.shape[-1]
     k_dim = self.k_dim or dim // 2
     self._check(dim, k_dim)
     flat = x.reshape(-1, dim)
     valid = None if mask is None else mask.reshape(-1)
     flat = self._drop(flat, self.input_dropout, train)
-    query = self._query(flat, valid, train, k_dim)
+    if self.query_kernels is not None:
+      # The query network looks at neighbours.
+      query = self._query(flat.reshape(x.shape), mask, train, k_dim)
+    else:
+      query = self._query(flat, valid, train, k_dim)
     query = self._drop(query, self.query_dropout, train)
     scores, ids = self._search(query, k_dim)
     weights = weighting.score_weights(
@@ -223,34 +234,7 @@ class ProductKeyMemory(nn.Module):
       )
     check_sub_keys('n_keys', self.n_keys)
     check_k(self.knn, self.n_keys, 'keys in each half, n_keys', 'knn')
-    self._check_choices(dim, k_dim)
-
-  def _check_choices(self, dim: int, k_dim: int) -> None:
-    if self.heads < 1:
-      raise ValueError(f'heads is {self.heads}; expected 1 or more.')
-    weighting.check_choice('query_norm', self.query_norm, QUERY_NORMS)
-    weighting.check_choice('query_net', self.query_net, queries.QUERY_NETS)
-    for name in ('input_dropout', 'query_dropout', 'value_dropout'):
-      rate = getattr(self, name)
-      if not 0 <= rate < 1:
-        raise ValueError(f'{name} is {rate}; expected at least 0 and below 1.')
-    if not self.temperature > 0:
-      raise ValueError(f'temperature is {self.temperature}; expected above 0.')
-    if not 0 <= self.modulo <= self.num_slots:
-      raise ValueError(
-        f'modulo is {self.modulo}; expected 0 to {self.num_slots}, the slots.'
-      )
-    if self.query_sizes is None or self.shuffle_query:
-      if dim != k_dim:
-        raise ValueError(
-          f'k_dim is {k_dim} and x is {dim} wide; without a query network'
-          ' (query_sizes=None, shuffle_query) both have to be equal.'
-        )
-      if self.query_norm == 'batch':
-        raise ValueError(
-          "query_norm is 'batch', which follows layers of a query network, and"
-          ' there is none; expected None, as XLM has it, or another norm.'
-        )
+    check_options(self, dim, k_dim)
 
   def _query(self, x, mask, train: bool, k_dim: int):
     """Queries [T, H, parts, k_dim / parts], float32 or wider."""
@@ -262,22 +246,11 @@ class ProductKeyMemory(nn.Module):
     elif self.query_sizes is None:
       query = jnp.broadcast_to(x[:, None], (x.shape[0], self.heads, k_dim))
     else:
-      groups = 1 if self.query_net == 'one' else self.heads * self._parts
-      query = queries.QueryNetwork(
-        groups=groups,
-        features=(*self.query_sizes, self.heads * k_dim // groups),
-        batch_norm=self.query_norm == 'batch',
-        momentum=self.momentum,
-        axis_name=self.axis_name,
-        kernel_init=self.query_init,
-        dtype=wide,
-        param_dtype=self.param_dtype,
-        name='query',
-      )(x, mask, train=train)
+      query = self._network(k_dim, wide, train)(x, mask)
       if not self.train_query:
         query = jax.lax.stop_gradient(query)
     query = query.astype(wide).reshape(
-      x.shape[0], self.heads, self._parts, k_dim // self._parts
+      -1, self.heads, self._parts, k_dim // self._parts
     )
     if self.query_norm == 'layer':
       query = nn.LayerNorm(
@@ -290,11 +263,41 @@ class ProductKeyMemory(nn.Module):
       query = unit(query)
     return query
 
+  def _network(self, k_dim: int, dtype, train: bool):
+    groups = 1 if self.query_net == 'one' else self.heads * self._parts
+    options = {
+      'groups': groups,
+      'features': (*self.query_sizes, self.heads * k_dim // groups),
+      'batch_norm': self.query_norm == 'batch',
+      'use_bias': self.query_bias,
+      'momentum': self.momentum,
+      'axis_name': self.axis_name,
+      'kernel_init': self.query_init,
+      'dtype': dtype,
+      'param_dtype': self.param_dtype,
+      'train': train,
+      'name': 'query',
+    }
+    if self.query_kernels is None:
+      return queries.QueryNetwork(**options)
+    return queries.QueryConvolutions(
+      kernels=self.query_kernels, residual=self.query_residual, **options
+    )
+
   def _search(self, query, k_dim: int):
     """Scores and ids [T, H, k]."""
     shape = (self.n_keys, k_dim // 2)
     keys = self._keys(shape, (self.heads, 2, *shape))
-    return product_key_topk(query, keys, self.knn, prune=self.prune)
+    return self._find(
+      functools.partial(product_key_topk, k=self.knn, prune=self.prune),
+      query,
+      keys,
+    )
+
+  def _find(self, function, query, keys):
+    # A bag for several devices spreads the search, too.
+    search = getattr(self.bag, 'search', None)
+    return search(function, query, keys) if search else function(query, keys)
 
   def _keys(self, shared: tuple[int, ...], own: tuple[int, ...]):
     shape = shared if self.share_keys else own
@@ -422,56 +425,16 @@ class FlatMemory(ProductKeyMemory):
     if k_dim < 1:
       raise ValueError(f'k_dim is {k_dim}; expected 1 or more.')
     check_k(self.knn, self.n_keys, 'keys, n_keys', 'knn')
-    self._check_choices(dim, k_dim)
+    check_options(self, dim, k_dim)
 
   def _search(self, query, k_dim: int):
     shape = (self.n_keys, k_dim)
     keys = self._keys(shape, (self.heads, *shape))
-    return flat_key_topk(query[:, :, 0], keys, self.knn)
+    function = functools.partial(flat_key_topk, k=self.knn)
+    return self._find(function, query[:, :, 0], keys)
 
 
 def unit(x: jax.Array) -> jax.Array:
   """Vectors of length 1, zero where x is; gradients are finite there."""
   squares = jnp.square(x).sum(axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).tiny))
-
-
-def check_input(x: jax.Array, mask: Any) -> None:
-  """Refuses tokens that a memory cannot read for.
-
-  Raises:
-    ValueError: If shapes do not fit, there is no token, or (not under `jit`) no
-      valid one, or a valid one has NaN.
-    TypeError: If x is not floating-point, or the mask no bool.
-  """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise TypeError(f'x is {x.dtype}; expected floating-point numbers.')
-  if x.ndim < 2 or not x.size:
-    raise ValueError(
-      f'x has shape {x.shape}; expected [..., width] with one token or more.'
-    )
-  if mask is not None:
-    if mask.shape != x.shape[:-1]:
-      raise ValueError(
-        f'mask has shape {mask.shape}; expected {x.shape[:-1]}, the tokens of'
-        ' x.'
-      )
-    if mask.dtype != bool:
-      raise TypeError(
-        f'mask is {mask.dtype}; expected bool, True for tokens that are not'
-        ' padding.'
-      )
-  if isinstance(x, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
-    return
-  rows = np.asarray(x, np.float32)
-  if mask is not None:
-    rows = rows[np.asarray(mask)]
-    if not rows.size:
-      raise ValueError(
-        'mask leaves no valid token; drop batches of nothing but padding.'
-      )
-  if np.isnan(rows).any():
-    raise ValueError(
-      f'x has NaN in {np.isnan(rows).any(axis=-1).sum()} tokens; the k best of'
-      ' NaN scores are arbitrary slots.'
-    )

@@ -79,8 +79,8 @@ def product_key_topk(
   scores = jnp.einsum(
     'thpd,hpnd->thpn', q.astype(wide), keys.astype(wide), precision=precision
   )
-  # XLA would move the slices below into this top_k, which on CPU makes a sort of
-  # all scores out of it: 7 times the time of the whole search.
+  # XLA would move the slices below into this top_k, which on CPU makes a sort
+  # of all scores out of it: 7 times the time of the whole search.
   best, ranks = jax.lax.optimization_barrier(jax.lax.top_k(scores, k))
   best0, best1 = best[:, :, 0], best[:, :, 1]
   ids0, ids1 = ranks[:, :, 0] * n, ranks[:, :, 1]

@@ -14,6 +14,8 @@ __all__ = ['RowSparse', 'row_sparse_sum', 'sparse_value_grads']
 # Table -> the perturbation of what is summed from it; see `memory`, `variants`.
 PERTURBATIONS = {'values': 'value_out', 'up': 'up_out', 'down': 'down_out'}
 Reads = Sequence[tuple[jax.Array, jax.Array, jax.Array]]
+# Reads that are added at a time on CPU: their part of the rows stays in cache.
+_READS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -95,11 +97,13 @@ def row_sparse_sum(
       # What is another part's is out of range here.
       start = layout.part() * own
       triples = [(ids - start, *rest) for ids, *rest in triples]
+    elif layout is not None:
+      triples = [(*rest, layout.columns(x)) for *rest, x in triples]
     return _sum(triples, own)
 
   arrays = [x for read in reads for x in read]
   total = per_part(
-    layout, local, ('all', 'all', 'width') * len(reads), ('ids', 'rows')
+    layout, local, ('all', 'all', 'all') * len(reads), ('ids', 'rows')
   )
   return RowSparse(*total(*arrays), layout)
 
@@ -110,33 +114,72 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
   # All that is out of range counts as one more row, the last.
   flat = jnp.where((flat < 0) | (flat >= num_rows), num_rows, flat)
   size = min(num_rows, flat.size)
-  # One place more than is kept: for that row.
-  unique, inverse = jnp.unique(
-    flat, size=size + 1, fill_value=num_rows, return_inverse=True
+  found, order = jax.lax.sort(
+    (flat.astype(jnp.int32), jnp.arange(flat.size, dtype=jnp.int32)), num_keys=1
   )
-  unique = unique.astype(jnp.int32)[:size]
+  first = jnp.concatenate([jnp.ones((1,), bool), found[1:] != found[:-1]])
+  # The place of each read's row, by the rank of its id.
+  place = jnp.cumsum(first, dtype=jnp.int32) - 1
+  place = jnp.where(found < num_rows, place, size)
+  unique = jnp.full((size,), num_rows, jnp.int32)
+  unique = unique.at[place].set(found, mode='drop', indices_are_sorted=True)
   dtype = jnp.float32
   for _, coefficients, vectors in reads:
     dtype = jnp.promote_types(
       dtype, jnp.promote_types(coefficients.dtype, vectors.dtype)
     )
-  total = jnp.zeros((size, reads[0][2].shape[1]), dtype)
-  start = 0
-  for ids, coefficients, vectors in reads:
-    places = inverse.reshape(-1)[start : start + ids.size].reshape(ids.shape)
-    inside = (ids >= 0) & (ids < num_rows)
-    places = jnp.where(inside, places, size)
-    start += ids.size
-    vectors = vectors.astype(dtype)
+  reads = [(c.astype(dtype), v.astype(dtype)) for _, c, v in reads]
+  width = reads[0][1].shape[1]
 
-    def add(total, read, vectors=vectors):
-      place, coefficient = read
-      part = coefficient[:, None] * vectors
-      return total.at[place].add(part, mode='drop'), None
-
-    total, _ = jax.lax.scan(
-      add, total, (places.T, coefficients.T.astype(dtype))
+  def by_id(place, order, reads):
+    """Reads in the order of rows, a few at a time."""
+    counts = [vectors.shape[0] for _, vectors in reads]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    tokens = jnp.concatenate(
+      [
+        jnp.repeat(jnp.arange(start, start + count), c.shape[1])
+        for start, count, (c, _) in zip(starts, counts, reads)
+      ]
     )
+    coefficients = jnp.concatenate([c.reshape(-1) for c, _ in reads])
+    vectors = jnp.concatenate([v for _, v in reads])
+
+    def add(total, read):
+      place, order = read
+      part = coefficients[order][:, None] * vectors[tokens[order]]
+      options = {'mode': 'drop', 'indices_are_sorted': True}
+      return total.at[place].add(part, **options), None
+
+    spare = (0, -place.size % _READS)
+    place = jnp.pad(place, spare, constant_values=size)
+    total, _ = jax.lax.scan(
+      add,
+      jnp.zeros((size, width), dtype),
+      (place.reshape(-1, _READS), jnp.pad(order, spare).reshape(-1, _READS)),
+    )
+    return total
+
+  def by_read(place, order, reads):
+    """The r-th read of all tokens at a time."""
+    place = jnp.zeros_like(place).at[order].set(place, unique_indices=True)
+    total, start = jnp.zeros((size, width), dtype), 0
+    for coefficients, vectors in reads:
+      some = place[start : start + coefficients.size]
+      start += coefficients.size
+
+      def add(total, read, vectors=vectors):
+        place, coefficient = read
+        part = coefficient[:, None] * vectors
+        return total.at[place].add(part, mode='drop'), None
+
+      total, _ = jax.lax.scan(
+        add, total, (some.reshape(coefficients.shape).T, coefficients.T)
+      )
+    return total
+
+  total = jax.lax.platform_dependent(
+    place, order, reads, cpu=by_id, default=by_read
+  )
   return unique, total
 
 

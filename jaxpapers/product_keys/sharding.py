@@ -113,7 +113,8 @@ def sharded_embedding_bag(
     weights: `[T, R]`.
     mesh: The mesh, with Auto axes.
     axis: Axis of the table, or axes. It may be one of the batch's: each device
-      then has a part of the table and a part of the batch.
+      then has a part of the table and a part of the batch. () where every
+      device has the whole table.
     kind: 'row' or 'column'.
     batch_axes: Axes over which tokens are spread besides; those that the mesh
       does not have count as absent.
@@ -146,10 +147,17 @@ def sharded_embedding_bag(
     ids = _own(ids, values, axes, kind)
     y = embedding_bag(values, ids, weights, impl=impl)
     if kind == 'row':
-      return jax.lax.psum_scatter(y, axes, scatter_dimension=0, tiled=True)
-    return jax.lax.all_to_all(y, axes, split_axis=0, concat_axis=1, tiled=True)
+      return _reduce(y, axes)
+    return _exchange(y, axes, 0, 1)
 
-  return _spread(local, values, ids, weights, mesh, axis, kind, batch_axes)
+  return _spread(
+    local,
+    mesh,
+    (*batch_axes, *axes),
+    (table_spec(kind, axis), None, None),
+    (values, ids, weights),
+    (None, values.shape[0], 0),
+  )
 
 
 def sharded_embedding_dot(
@@ -205,11 +213,17 @@ def sharded_embedding_dot(
     if kind == 'row':
       x = _gather(x, axes)
     else:
-      x = jax.lax.all_to_all(x, axes, split_axis=1, concat_axis=0, tiled=True)
-    y = embedding_dot(values, ids, x, impl=impl)
-    return jax.lax.psum_scatter(y, axes, scatter_dimension=0, tiled=True)
+      x = _exchange(x, axes, 1, 0)
+    return _reduce(embedding_dot(values, ids, x, impl=impl), axes)
 
-  return _spread(local, values, ids, x, mesh, axis, kind, batch_axes)
+  return _spread(
+    local,
+    mesh,
+    (*batch_axes, *axes),
+    (table_spec(kind, axis), None, None),
+    (values, ids, x),
+    (None, values.shape[0], 0),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +252,20 @@ class ShardedBag:
     """`sharded_embedding_dot` on this mesh."""
     return self._options(sharded_embedding_dot)(values, ids, x)
 
+  def search(self, function, q, keys) -> Any:
+    """`function(q, keys)`, each device for its own tokens.
+
+    The partitioner of XLA would have every device look for all tokens' keys.
+    """
+    return _spread(
+      function,
+      self.mesh,
+      (*self.batch_axes, *axis_names(self.axis)),
+      (None, PartitionSpec()),
+      (q, keys),
+      (0, None),
+    )
+
   def _options(self, function):
     fields = dataclasses.fields(self)
     return functools.partial(
@@ -259,39 +287,72 @@ def make_sharded_bag(mesh: Mesh, **options) -> ShardedBag:
 
 
 def _gather(x, axes):
+  if not axes:
+    return x
   return jax.lax.all_gather(x, axes, axis=0, tiled=True)
+
+
+def _reduce(y, axes):
+  if not axes:
+    return y
+  return jax.lax.psum_scatter(y, axes, scatter_dimension=0, tiled=True)
+
+
+def _exchange(x, axes, split: int, join: int):
+  if not axes:
+    return x
+  return jax.lax.all_to_all(x, axes, split, join, tiled=True)
 
 
 def _own(ids, values, axes, kind):
   """Ids in this device's part: those of others are out of range."""
-  if kind == 'column':
+  if kind == 'column' or not axes:
     return ids
   return ids - jax.lax.axis_index(axes) * values.shape[0]
 
 
-def _spread(local, values, ids, other, mesh, axis, kind, batch_axes):
-  """Runs a function of this device's rows and tokens everywhere."""
-  axes = axis_names(axis)
-  names = (
-    *(name for name in batch_axes if name in mesh.shape and name not in axes),
-    *axes,
+def _spread(function, mesh, axes, specs, arguments, fills):
+  """Runs a function everywhere, each device having its own tokens.
+
+  Args:
+    function: Of what is on a device.
+    mesh: The mesh.
+    axes: Axes over which tokens are spread, in which names may be missing from
+      the mesh, or there twice.
+    specs: How each argument lies; None for one with tokens.
+    arguments: The arguments.
+    fills: What tokens are filled up with, so that all have as many.
+
+  Returns:
+    What the function returns, of all tokens.
+  """
+  # The last of two: axes of the table stay together and in order.
+  names = tuple(
+    name
+    for i, name in enumerate(axes)
+    if name in mesh.shape and name not in axes[i + 1 :]
   )
-  tokens = ids.shape[0]
+  by_token = PartitionSpec(names or None)
+  tokens = next(x.shape[0] for x, s in zip(arguments, specs) if s is None)
   spare = -tokens % math.prod(mesh.shape[name] for name in names)
   if spare:
-    # Reads of no row.
-    ids = jnp.pad(ids, ((0, spare), (0, 0)), constant_values=values.shape[0])
-    other = jnp.pad(other, ((0, spare), (0, 0)))
-  by_token = PartitionSpec(names, None)
+    arguments = [
+      x
+      if spec is not None
+      else jnp.pad(
+        x, ((0, spare), *((0, 0),) * (x.ndim - 1)), constant_values=fill
+      )
+      for x, spec, fill in zip(arguments, specs, fills)
+    ]
   y = jax.shard_map(
-    local,
+    function,
     mesh=mesh,
-    in_specs=(table_spec(kind, axis), by_token, by_token),
+    in_specs=tuple(by_token if s is None else s for s in specs),
     out_specs=by_token,
     # The sums begin with zeros, which are alike on all devices.
     check_vma=False,
-  )(values, ids, other)
-  return y[:tokens]
+  )(*arguments)
+  return jax.tree.map(lambda x: x[:tokens], y) if spare else y
 
 
 def _check(values, mesh, axis, kind):

@@ -18,7 +18,7 @@ def case(seed=0, t=6, r=4, n=9, d=5):
 
 
 class BagTest(parameterized.TestCase):
-  @parameterized.parameters('scan', 'gather', 'auto')
+  @parameterized.parameters('scan', 'gather', 'auto', 'pallas')
   def test_is_the_sum(self, impl):
     values, ids, weights, x = case()
     ids[0, 0], ids[1, 1] = 9, -1  # Neither is a row.
@@ -49,7 +49,7 @@ class BagTest(parameterized.TestCase):
       for g, w in zip(gradients, wanted):
         np.testing.assert_allclose(g, w, atol=1e-5)
 
-  @parameterized.parameters('scan', 'gather')
+  @parameterized.parameters('scan', 'gather', 'pallas')
   def test_vmap(self, impl):
     values, ids, weights, x = map(
       lambda *a: np.stack(a), *(case(seed) for seed in range(2))
@@ -84,6 +84,38 @@ class BagTest(parameterized.TestCase):
     np.testing.assert_array_equal(y, again)
     table = jax.grad(lambda v: bag.embedding_bag(v, ids, weights).sum())(narrow)
     self.assertEqual(table.dtype, jnp.bfloat16)
+
+  def test_kernel_with_several_blocks_and_tiles(self):
+    # 600 columns are two blocks, 19 reads three tiles, both not full.
+    values, ids, weights, x = case(t=3, r=19, n=30, d=600)
+    ids[0, 0] = 30
+    for make, other in (
+      (bag.embedding_bag, weights),
+      (bag.embedding_dot, x),
+    ):
+      kernel, plain = (
+        make(values, ids, other, impl=impl) for impl in ('pallas', 'gather')
+      )
+      np.testing.assert_allclose(kernel, plain, atol=2e-5)
+
+  @parameterized.parameters('float32', 'bfloat16', 'int8')
+  def test_kernel_lowers_for_gpus(self, dtype):
+    # Down to the code that Triton compiles; no GPU is needed for that.
+    def loss(weights, values, ids, x):
+      y = bag.embedding_bag(values, ids, weights, impl='pallas')
+      return jnp.sum(y * x)
+
+    shapes = (
+      jax.ShapeDtypeStruct((16, 32), 'float32'),
+      jax.ShapeDtypeStruct((256, 512), dtype),
+      jax.ShapeDtypeStruct((16, 32), 'int32'),
+      jax.ShapeDtypeStruct((16, 512), 'float32'),
+    )
+    traced = jax.jit(jax.grad(loss)).trace(*shapes)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    self.assertIn('__gpu$xla.gpu.triton', text)
+    text = traced.lower(lowering_platforms=('tpu',)).as_text()
+    self.assertNotIn('custom_call @__gpu', text)
 
   @parameterized.parameters(('scan', 4), ('gather', 40))
   def test_temporaries(self, impl, mebibytes):

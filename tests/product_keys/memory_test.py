@@ -2,15 +2,14 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import product_keys as pk
 from jaxpapers.product_keys import queries
-from tests.helpers import devices
 from tests.product_keys.notebook import notebook_case
 
 SMALL = {'n_keys': 8, 'k_dim': 8, 'heads': 2, 'knn': 3}
@@ -197,6 +196,123 @@ class LayerTest(parameterized.TestCase):
       pk.quantize_values(table[0])
 
 
+class ImageTest(parameterized.TestCase):
+  def _apply(self, module, x, **options):
+    variables = made(module, jnp.nan_to_num(x))
+    y, changed = module.apply(
+      variables, x, train=True, mutable=['batch_stats', 'reads'], **options
+    )
+    return y, changed, variables
+
+  @parameterized.parameters('one', 'per_half')
+  def test_kernels_of_one_pixel_are_the_network_for_tokens(self, net):
+    x = tokens((2, 3, 4, 16))
+    options = SMALL | {'query_net': net, 'query_sizes': (6,)}
+    y, changed, variables = self._apply(
+      pk.ProductKeyMemory(**options, query_kernels=(1, 1)), x
+    )
+    convolutions = variables['params'].pop('query')
+    plain = {}
+    if net == 'one':
+      for i in range(2):
+        layer = convolutions['net'][f'conv_{i}']
+        plain[f'dense_{i}'] = layer | {'kernel': layer['kernel'][0, 0]}
+        plain[f'norm_{i}'] = convolutions['net'][f'norm_{i}']
+    else:
+      for i in range(2):
+        layer = convolutions['nets'][f'conv_{i}']
+        plain[f'kernel_{i}'] = layer['kernel'][:, 0, 0]
+        plain[f'bias_{i}'] = layer['bias']
+        norm = convolutions['nets'][f'norm_{i}']
+        plain[f'norm_{i}'] = jax.tree.map(jnp.ravel, norm)
+    stats = made(pk.ProductKeyMemory(**options), x)['batch_stats']
+    same, wanted = pk.ProductKeyMemory(**options).apply(
+      {
+        'params': variables['params'] | {'query': plain},
+        'memory': variables['memory'],
+        'batch_stats': stats,
+      },
+      x,
+      train=True,
+      mutable=['batch_stats', 'reads'],
+    )
+    np.testing.assert_allclose(y, same, atol=1e-5)
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      changed['reads']['values']['ids'],
+      wanted['reads']['values']['ids'],
+    )
+
+  def test_convolution(self):
+    # The query by plain sums over neighbours.
+    x = tokens((1, 4, 5, 3))
+    module = queries.QueryConvolutions(
+      groups=1, features=(8,), kernels=(3,), train=False
+    )
+    variables = module.init(jax.random.key(0), x)
+    layer = variables['params']['net']['conv_0']
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.asarray(layer['bias'])
+    for i in range(3):
+      for j in range(3):
+        part = padded[:, i : i + 4, j : j + 5]
+        expected = expected + part @ np.asarray(layer['kernel'][i, j])
+    np.testing.assert_allclose(
+      module.apply(variables, x), expected.reshape(20, 8), atol=1e-5
+    )
+
+  def test_residual(self):
+    x = tokens((1, 3, 3, 4))
+    module = queries.QueryConvolutions(
+      groups=1, features=(6, 6), kernels=(1, 1), residual=True, train=False
+    )
+    variables = module.init(jax.random.key(0), x)
+    net = variables['params']['net']
+
+    def layer(name, x):
+      y = x @ net[name]['kernel'][0, 0]
+      return y + net[name]['bias'] if 'bias' in net[name] else y
+
+    y = x.reshape(9, 4)
+    self.assertEqual(net['conv_0_in']['kernel'].shape, (1, 1, 4, 4))
+    self.assertNotIn('bias', net['residual_0'])
+    self.assertNotIn('residual_1', net)
+    for i in range(2):
+      inner = layer(f'conv_{i}_out', nn.relu(layer(f'conv_{i}_in', y)))
+      y = nn.relu(inner + (layer('residual_0', y) if i == 0 else y))
+    np.testing.assert_allclose(
+      module.apply(variables, x), layer('last', y), atol=1e-5
+    )
+
+  def test_masked_pixels_change_nothing(self):
+    x = tokens((2, 3, 4, 16))
+    mask = jnp.ones((2, 3, 4), bool).at[:, :, 3].set(False)
+    module = pk.ProductKeyMemory(**SMALL, query_kernels=(3,))
+    y, changed, _ = self._apply(module, x, mask=mask)
+    junk = x.at[:, :, 3].set(jnp.nan)
+    other, again, _ = self._apply(module, junk, mask=mask)
+    narrow, alone, _ = self._apply(module, x[:, :, :3])
+    np.testing.assert_array_equal(y, other)
+    np.testing.assert_allclose(y[:, :, :3], narrow, atol=1e-6)
+    for a, b in ((changed, again), (changed, alone)):
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        a['batch_stats'],
+        b['batch_stats'],
+      )
+
+  def test_without_bias(self):
+    for options in ({}, {'query_net': 'per_half', 'query_sizes': (6,)}):
+      module = pk.ProductKeyMemory(**(SMALL | options), query_bias=False)
+      names = jax.tree_util.tree_leaves_with_path(
+        made(module, tokens())['params']['query']
+      )
+      names = [jax.tree_util.keystr(path) for path, _ in names]
+      self.assertFalse(
+        any('bias' in n and 'norm' not in n for n in names), names
+      )
+
+
 class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'k_dim': 7}, 'k_dim is 7; expected an even number'),
@@ -215,6 +331,15 @@ class BadInputTest(parameterized.TestCase):
     ({'temperature': 0}, 'temperature is 0'),
     ({'modulo': 65}, 'modulo is 65'),
     ({'input_dropout': 1.0}, 'input_dropout is 1.0'),
+    ({'v_dim': 0}, 'v_dim is 0'),
+    ({'query_kernels': (2,)}, r'query_kernels is \(2,\); expected 1 odd'),
+    ({'query_kernels': (3, 3)}, 'query_kernels is'),
+    ({'query_residual': True}, 'query_residual is True'),
+    (
+      {'query_kernels': (3,), 'query_sizes': None, 'k_dim': 16}
+      | {'query_norm': None},
+      'query_kernels is .* without a query network',
+    ),
   )
   def test_sizes(self, options, words):
     module = pk.ProductKeyMemory(**(SMALL | options))
@@ -255,6 +380,10 @@ class BadInputTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, 'x is int32'):
       train(x.astype(jnp.int32))
 
+    image = module.clone(query_kernels=(3,))
+    with self.assertRaisesRegex(ValueError, r'expected \[..., height, width'):
+      image.apply(variables, x[0], train=False)
+
   def test_variants(self):
     with self.assertRaisesRegex(ValueError, "gate is 'tanh'"):
       made(pk.MemoryPlus(n_keys=8, heads=1, knn=2, gate='tanh'), tokens())
@@ -266,114 +395,6 @@ class BadInputTest(parameterized.TestCase):
       )
     with self.assertRaisesRegex(ValueError, 'shuffle_query with 5 heads'):
       queries.shuffled_queries(jnp.zeros((2, 16)), 5)
-
-
-class ShardingTest(absltest.TestCase):
-  @pytest.mark.slow
-  def test_on_8_devices(self):
-    devices.run(
-      """
-      import jax, jax.numpy as jnp, numpy as np
-      from jaxpapers import product_keys as pk
-      from jaxpapers import training
-
-      rng = np.random.default_rng(0)
-      values = jnp.asarray(rng.standard_normal((32, 8)), jnp.float32)
-      ids = jnp.asarray(rng.integers(0, 32, (13, 6)), jnp.int32)
-      ids = ids.at[0, 0].set(32).at[1, 1].set(-1)
-      weights = jnp.asarray(rng.standard_normal((13, 6)), jnp.float32)
-      x = jnp.asarray(rng.standard_normal((13, 8)), jnp.float32)
-
-      def check(bag, values, place):
-        def loss(values, weights):
-          y = bag(values, ids, weights)
-          return jnp.sum(y * x), y
-        grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-        (table, w), y = grad(values, weights)
-        return table, w, y
-
-      expected = check(pk.embedding_bag, values, None)
-      for shape in ((4, 2), (2, 4)):
-        mesh = jax.make_mesh(
-          shape, ('data', 'mem'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-        )
-        for kind in ('row', 'column'):
-          table = pk.shard_value_table(values, mesh, kind=kind)
-          bag = pk.make_sharded_bag(mesh, kind=kind)
-          for a, b in zip(check(bag, table, None), expected):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-          text = jax.jit(bag).lower(table, ids, weights).compile().as_text()
-          # A row that travels would be an array of the whole table.
-          assert 'f32[32,8]' not in text, kind
-          assert ('all-to-all' in text) == (kind == 'column')
-        for bad, words in (
-          (lambda: pk.shard_value_table(values[:31], mesh), 'split evenly'),
-          (lambda: pk.shard_value_table(values, mesh, 'x'), 'axis is'),
-          (lambda: pk.shard_value_table(values, mesh, kind='r'), 'kind is'),
-        ):
-          try:
-            bad()
-          except ValueError as error:
-            assert words in str(error), error
-          else:
-            raise AssertionError(words)
-
-      # A memory layer, its table split by rows, against one device.
-      memory = pk.ProductKeyMemory(n_keys=8, k_dim=8, heads=2, knn=3)
-      tokens = jnp.asarray(rng.standard_normal((4, 6, 16)), jnp.float32)
-      variables = memory.init(jax.random.key(0), tokens, train=False)
-      def loss(memory, variables):
-        y, _ = memory.apply(
-          variables, tokens, train=True, mutable=['batch_stats']
-        )
-        return jnp.sum(jnp.sin(y))
-      one = jax.jit(jax.grad(lambda v: loss(memory, v)))(variables)
-      on_mesh = memory.clone(bag=pk.make_sharded_bag(mesh))
-      many = jax.jit(jax.grad(lambda v: loss(on_mesh, v)))(variables)
-      jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-        many,
-        one,
-      )
-
-      # Training with gradients of rows.
-      import optax
-      memory = pk.ProductKeyMemory(n_keys=8, k_dim=8, heads=2, knn=3)
-      results = []
-      for mesh in (None, training.make_mesh('data:4,mem:2')):
-        bag = pk.embedding_bag if mesh is None else pk.make_sharded_bag(mesh)
-        model = pk.TransformerLM(
-          20, 1, 16, 2, memory_positions='0', memory=memory.clone(bag=bag),
-          max_len=8,
-        )
-        batch = {
-          'inputs': jnp.asarray(np.arange(32).reshape(4, 8) % 20),
-          'targets': jnp.asarray(np.arange(1, 33).reshape(4, 8) % 20),
-        }
-        def init(key):
-          v = dict(model.init(key, batch['inputs'], train=False))
-          return {n: v.pop(n) for n in ('params', 'memory')}, v
-        tx = pk.memory_optimizer(optax.sgd(0.1), 1e-2, 'lazy')
-        rules = [('memory/.*values', jax.P('mem', None))]
-        state = training.create_state(
-          init, tx, jax.random.key(0), mesh=mesh, rules=rules
-        )
-        step = pk.make_memory_train_step(
-          pk.language_model_loss(model), tx, mesh=mesh, rules=rules
-        )
-        for _ in range(2):
-          state, metrics = step(state, batch)
-        if mesh is not None:
-          for leaf in jax.tree.leaves(state.params['memory']):
-            assert leaf.sharding.spec == jax.P('mem'), leaf.sharding
-          assert step._cache_size() == 1
-        results.append(jax.device_get((state.params, metrics)))
-      jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-        *results,
-      )
-      """
-    )
 
 
 if __name__ == '__main__':
