@@ -126,7 +126,15 @@ class FolderHistory:
       folder: Is made if need be.
       retry: Whether claims of other machines without a result are void. Only
         when no other machine is at work.
+
+    Raises:
+      ValueError: If the folder is a URL: objects there cannot be claimed.
     """
+    if '://' in str(folder):
+      raise ValueError(
+        f'{folder} is a URL; expected a folder of a file system. Workers'
+        ' without one share a database of optuna.'
+      )
     self._folder = pathlib.Path(folder).expanduser()
     self._retry = retry
     self._host = socket.gethostname()
@@ -159,7 +167,7 @@ class FolderHistory:
       finally:
         temporary.unlink()
     check_settings(json.loads(path.read_text()), json.loads(text), self._folder)
-    self._void_claims()
+    self._void_claims(self._retry)
 
   def claim(self, budget):
     """A number that nobody else gets.
@@ -171,7 +179,13 @@ class FolderHistory:
       The number; None if all are taken.
     """
     mine = json.dumps({'host': self._host, 'pid': os.getpid()})
-    while self._next < budget:
+    while True:
+      if self._next >= budget:
+        # Somebody may have died in the meantime.
+        if not self._void_claims(False):
+          return None
+        self._next = 0
+        continue
       index, self._next = self._next, self._next + 1
       try:
         with open(self._claim_path(index), 'x', encoding='utf-8') as file:
@@ -179,7 +193,6 @@ class FolderHistory:
         return index
       except FileExistsError:
         continue
-    return None
 
   def record(self, trial):
     """Keeps a finished trial."""
@@ -209,8 +222,9 @@ class FolderHistory:
   def _claim_path(self, index: int) -> pathlib.Path:
     return self._folder / 'claims' / f'{index:06d}'
 
-  def _void_claims(self) -> None:
+  def _void_claims(self, everybody: bool) -> int:
     """Removes claims of workers that died before they had a result."""
+    voided = 0
     done = {trial.index for trial in self.finished()}
     for path in sorted((self._folder / 'claims').glob('[0-9]*')):
       if not path.name.isdigit() or int(path.name) in done:
@@ -221,14 +235,16 @@ class FolderHistory:
         continue
       except ValueError:  # Killed while writing it, or just about to write.
         owner = None
-      if self._retry or (owner is not None and self._is_dead(owner)):
+      if everybody or (owner is not None and self._is_dead(owner)):
         # Only one of several workers that find it can rename it.
         try:
           gone = path.with_name(f'void-{path.name}-{uuid.uuid4().hex[:6]}')
           os.rename(path, gone)
           gone.unlink()
+          voided += 1
         except FileNotFoundError:
           pass
+    return voided
 
   def _is_dead(self, owner: Mapping[str, Any]) -> bool:
     if owner['host'] != self._host:
