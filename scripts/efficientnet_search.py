@@ -31,7 +31,8 @@ Config fields: algorithms (random, evolution, ppo), seeds, budget (trials of
 each search), evaluator (population, standalone, synthetic), members (of a
 population), objective (target, alpha, beta), evolution (population, sample),
 ppo (fields of controller.PPO), data (CIFAR-10 or an .npz of JPEGs), validation
-(training images held out), space (fields of SearchSpace), recipe (fields of
+(training images held out), images (how many of the rest are trained on in the
+search; 0 for all), space (fields of SearchSpace), recipe (fields of
 proxy.Recipe), retrain (how many of the front are trained anew, alone, on all
 training images and measured on the test set; 0 for none).
 
@@ -143,6 +144,9 @@ def load(config):
     return nas.SearchSpace(**config.space), None, recipe
   everything, test = proxy.load_images(config.data)
   train, held = everything.split(config.validation)
+  if config.images:
+    # The last ones: files need not be in random order, splits mix classes.
+    train = train.split(config.images)[1]
   space = nas.SearchSpace(**config.space, num_classes=test.num_classes)
   return space, (train, held, everything, test), recipe
 

@@ -22,6 +22,7 @@ def get_config(variant='cifar'):
   config.ppo = dict(batch=20, epochs=4, learning_rate=3e-3, entropy=1e-3)
   config.data = 'cifar10'
   config.validation = 5000
+  config.images = 0
   config.space = dict(
     reference='mobilenet_v2', width=0.5, stem_stride=1, resolution=32
   )
@@ -42,15 +43,17 @@ def get_config(variant='cifar'):
     config.ppo.batch = 8
     config.validation = 1000
     config.space = dict(
-      reference=((8, 16, 24), (1, 1, 2)),
+      reference=((8, 16, 24), (1, 1, 1)),
       strides=(1, 2, 2),
       divisor=4,
       stem=8,
       stem_stride=1,
       head=96,
-      resolution=16,
+      resolution=8,
     )
-    config.objective.target = 1e6
-    config.recipe = dict(epochs=1, batch_size=100, learning_rate=3e-3)
-    config.recipe.warmup_epochs = 0.2
+    config.objective.target = 2e5
+    config.images = 3000
+    config.recipe = dict(
+      epochs=2, batch_size=100, learning_rate=5e-3, warmup_epochs=0.3
+    )
   return config
