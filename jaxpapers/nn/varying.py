@@ -17,7 +17,7 @@ def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
   Returns:
     The same arrays; outside of `shard_map` they are returned as they are.
   """
-  axes = [getattr(jax.typeof(x), 'vma', frozenset()) for x in arrays]
+  axes = [_varying(x) for x in arrays]
   union = frozenset().union(*axes)
   return tuple(
     jax.lax.pcast(x, tuple(sorted(union - own)), to='varying')
@@ -25,3 +25,10 @@ def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     else x
     for x, own in zip(arrays, axes, strict=True)
   )
+
+
+def _varying(x) -> frozenset:
+  kind = jax.typeof(x)
+  if hasattr(kind, 'manual_axis_type'):
+    return kind.manual_axis_type.varying
+  return getattr(kind, 'vma', frozenset())  # Its name before JAX 0.10.

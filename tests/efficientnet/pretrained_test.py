@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxpapers import efficientnet, weights
+from jaxpapers.data import files
 from jaxpapers.efficientnet import pretrained, pretrained_names
 from tests.efficientnet import golden_weights
 from tests.helpers import goldens
@@ -91,7 +92,9 @@ class NamesTest(parameterized.TestCase):
 
   @parameterized.parameters('lite0', 'edgetpu-s')
   def test_variants_there_and_back(self, variant):
-    config = efficientnet.config_for(f'efficientnet-{variant}', width=0.25)
+    config = efficientnet.config_for(
+      f'efficientnet-{variant}', width=0.25, depth=0.5
+    )
     variables = golden_weights.variables(config)
     for format in pretrained_names.FORMATS:
       state = pretrained.to_state_dict(variables, format)
@@ -180,7 +183,7 @@ class FileTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'numbers its layers'):
       pretrained.load_pretrained(path, self.config)
     path.write_bytes(b'nonsense')
-    with self.assertRaisesRegex(OSError, 'no HDF5 file'):
+    with self.assertRaisesRegex(files.CorruptFileError, 'no HDF5 file'):
       pretrained.load_pretrained(path, self.config)
     with self.assertRaises(FileNotFoundError):
       pretrained.load_pretrained(self.folder / 'none.h5', self.config)
