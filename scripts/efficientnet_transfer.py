@@ -36,8 +36,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import training
-from jaxpapers.efficientnet import recipes
-from jaxpapers.efficientnet import train as train_lib
+from jaxpapers.efficientnet import pretrained, recipes
 
 __doc__ += recipes.FIELDS
 
@@ -94,12 +93,11 @@ def _initial(config, problem):
       f'{error}. The images have {problem.network.num_classes} classes;'
       ' --config.new_head=True gives the network a new classifier'
     ) from error
-  if not config.new_head:
-    return variables
-  # Of the same size, too: these are other classes.
-  params, state = problem.job.init(key)
-  fresh = {'params': params, 'batch_stats': state['batch_stats']}
-  return train_lib.with_new_head(variables, fresh)
+  if config.new_head:
+    # Of the same size, too: these are other classes.
+    head = pretrained.fresh_head(key, problem.network)
+    variables['params'] = {**variables['params'], 'classifier': head}
+  return variables
 
 
 def _with_momentum(config, examples):

@@ -211,29 +211,6 @@ def make_metric_fn(
   return metric_fn
 
 
-def with_new_head(
-  variables: dict[str, Any], fresh: dict[str, Any]
-) -> dict[str, Any]:
-  """Weights of one network with the classifier of another.
-
-  Args:
-    variables: {'params', 'batch_stats'}, of which all but 'classifier' is kept.
-    fresh: The same of a network with the classes that are wanted.
-
-  Returns:
-    The combination.
-
-  Raises:
-    ValueError: If they are not the same network; names the first leaf.
-  """
-  params = {**variables['params']}
-  if 'classifier' in fresh['params']:
-    params['classifier'] = fresh['params']['classifier']
-  new = {'params': params, 'batch_stats': variables['batch_stats']}
-  check_same_shapes(new, fresh)
-  return new
-
-
 def check_same_shapes(variables: Any, expected: Any) -> None:
   """Refuses weights of another network.
 

@@ -1,4 +1,4 @@
-"""Whether the recipe learns: a small network on 8000 real images of CIFAR-10."""
+"""Whether the recipe learns: a small network on 8000 images of CIFAR-10."""
 
 import pathlib
 import tempfile
