@@ -3,6 +3,7 @@
 Array by array, bit for bit, without torch or TensorFlow installed.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -179,6 +180,11 @@ def expected(config: ModelConfig, in_channels: int = 3) -> dict[str, Any]:
   Returns:
     `{'params', 'batch_stats'}` of ShapeDtypeStructs.
   """
+  return jax.tree.map(lambda leaf: leaf, _expected(config, in_channels))
+
+
+@functools.lru_cache(maxsize=16)
+def _expected(config, in_channels):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Of small images: none is looked at.
     return jax.eval_shape(

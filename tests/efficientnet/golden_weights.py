@@ -1,11 +1,13 @@
 """Weights that follow from the names in timm's state dict, and the inputs."""
 
+import functools
 import re
 
+import jax
 import numpy as np
 
 from jaxpapers import efficientnet
-from jaxpapers.efficientnet import pretrained_names
+from jaxpapers.efficientnet import pretrained, pretrained_names
 from tests.helpers import goldens
 
 # The last normalisation of a block with a skip.
@@ -44,8 +46,6 @@ def value(name, shape):
 
 def timm_shapes(config):
   """Name -> shape of timm's state dict, from the shapes of our variables."""
-  import jax
-
   table = pretrained_names.table_for(config, 'timm')
   blank = jax.tree.map(
     # Without memory, whatever the shape.
@@ -55,15 +55,9 @@ def timm_shapes(config):
   return {k: v.shape for k, v in table.to_state_dict(blank).items()}
 
 
-def shapes(config, size=32, channels=3):
+def shapes(config):
   """Shapes of the variables."""
-  import jax
-
-  return jax.eval_shape(
-    efficientnet.EfficientNet(config).init,
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((1, size, size, channels), 'float32'),
-  )
+  return pretrained.expected(config)
 
 
 def state_dict(config):
@@ -71,10 +65,15 @@ def state_dict(config):
   return {k: value(k, shape) for k, shape in timm_shapes(config).items()}
 
 
-def variables(config):
-  """Our variables."""
+@functools.lru_cache(maxsize=4)
+def _variables(config):
   table = pretrained_names.table_for(config, 'timm')
   return table.to_tree(state_dict(config), shapes(config))
+
+
+def variables(config):
+  """Our variables."""
+  return jax.tree.map(lambda leaf: leaf, _variables(config))
 
 
 def images(tag, *shape):
