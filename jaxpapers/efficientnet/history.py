@@ -114,7 +114,7 @@ class FolderHistory:
       trials/WORKER.jsonl       trials that this worker finished, one a line
       claims/000012             number 12 is taken, and by whom
 
-  A number is claimed by creating its file, which only one worker can. A claim
+  A number is claimed by linking its file, which only one worker can. A claim
   of a process of this machine that is no longer there is void; those of other
   machines that died become void with `retry`.
   """
@@ -140,6 +140,7 @@ class FolderHistory:
     self._host = socket.gethostname()
     name = f'{self._host}-{os.getpid()}-{uuid.uuid4().hex[:6]}'
     self._own = self._folder / 'trials' / f'{name}.jsonl'
+    self._ticket = self._folder / 'claims' / f'worker-{name}'
     self._offsets: dict[pathlib.Path, int] = {}
     self._trials: dict[int, Trial] = {}
     self._next = 0  # Below it all numbers are taken by somebody alive.
@@ -167,6 +168,8 @@ class FolderHistory:
       finally:
         temporary.unlink()
     check_settings(json.loads(path.read_text()), json.loads(text), self._folder)
+    owner = {'host': self._host, 'pid': os.getpid()}
+    self._ticket.write_text(json.dumps(owner))
     self._void_claims(self._retry)
 
   def claim(self, budget):
@@ -178,7 +181,6 @@ class FolderHistory:
     Returns:
       The number; None if all are taken.
     """
-    mine = json.dumps({'host': self._host, 'pid': os.getpid()})
     while True:
       if self._next >= budget:
         # Somebody may have died in the meantime.
@@ -188,8 +190,8 @@ class FolderHistory:
         continue
       index, self._next = self._next, self._next + 1
       try:
-        with open(self._claim_path(index), 'x', encoding='utf-8') as file:
-          file.write(mine)
+        # A link appears with its content, and only if there is none.
+        os.link(self._ticket, self._claim_path(index))
         return index
       except FileExistsError:
         continue
@@ -233,9 +235,7 @@ class FolderHistory:
         owner = json.loads(path.read_text())
       except FileNotFoundError:
         continue
-      except ValueError:  # Killed while writing it, or just about to write.
-        owner = None
-      if everybody or (owner is not None and self._is_dead(owner)):
+      if everybody or self._is_dead(owner):
         # Only one of several workers that find it can rename it.
         try:
           gone = path.with_name(f'void-{path.name}-{uuid.uuid4().hex[:6]}')

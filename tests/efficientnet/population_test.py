@@ -55,6 +55,8 @@ def masked(members):
   tokens = SPACE.sample(3, members)
   tokens[: len(SKIPS), :, 3] = np.arange(3)[:, None]
   tokens[:4, :, 0] = np.arange(4)[:, None]
+  # Three kinds of layers and skips in one, with a layer that is not there.
+  tokens[0] = ((0, 0, 1, 2, 2, 1), (1, 1, 1, 1, 1, 1), (2, 0, 1, 2, 0, 1))
   population, variables = random_variables(members, tokens)
   x, labels = inputs()
 
