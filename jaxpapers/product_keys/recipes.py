@@ -29,7 +29,7 @@ KINDS = {
   'plus': MemoryPlus,
   'peer': PEER,
 }
-# Where the mesh has an axis 'mem'.
+# Over `table_axis`, where the mesh has it.
 TABLE_SHARDINGS = ('row', 'column')
 FIELDS = """
 Fields of the config:
@@ -43,7 +43,8 @@ Fields of the config:
   share_values: one table for all positions
   learning_rate, warmup: of the model, with one over the square root after it
   value_learning_rate: constant; value_optimizer: 'auto', 'lazy' or 'dense'
-  table_sharding: 'row' or 'column', where the mesh has an axis 'mem'
+  table_sharding: 'row' or 'column', over the mesh axis table_axis, 'mem' or
+    'data', where the mesh has it
 """
 
 
@@ -87,6 +88,7 @@ def language_model_config(size: str) -> ml_collections.ConfigDict:
       'value_learning_rate': 1e-3,
       'value_optimizer': 'auto',
       'table_sharding': 'row',
+      'table_axis': 'mem',
       'dtype': 'float32',
       'remat': False,
       'seed': 0,
@@ -176,7 +178,7 @@ def language_model_job(
     vocab_size: Number of tokens.
 
   Returns:
-    The job. Tables lie on the mesh axis 'mem' where a mesh has it.
+    The job. Tables lie on the mesh axis `table_axis` where a mesh has it.
 
   Raises:
     ValueError: If a field does not fit.
@@ -200,7 +202,7 @@ def language_model_job(
       make_model(config, vocab_size, bag)
     )
 
-  table = sharding.table_spec(config.table_sharding)
+  table = sharding.table_spec(config.table_sharding, config.table_axis)
   return MemoryJob(
     init,
     loss_for(None),
@@ -219,10 +221,12 @@ def language_model_job(
 def bag_for(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None
 ) -> Callable:
-  """How rows are summed: on a mesh with the axis 'mem' where they lie."""
-  if mesh is None or 'mem' not in mesh.shape:
+  """How rows are summed: where they lie, if the mesh splits the table."""
+  if mesh is None or config.table_axis not in mesh.shape:
     return embedding_bag
-  return sharding.make_sharded_bag(mesh, kind=config.table_sharding)
+  return sharding.make_sharded_bag(
+    mesh, axis=config.table_axis, kind=config.table_sharding
+  )
 
 
 def language_model_reads(model: language_model.TransformerLM) -> Callable:

@@ -69,9 +69,15 @@ class RecipesTest(parameterized.TestCase):
     self.assertLen(layers, 12)
     self.assertEqual(job.batch['inputs'].shape, (256, 256))
 
-  @parameterized.parameters(('row', ('mem',)), ('column', (None, 'mem')))
-  def test_tables_and_moments_lie_on_the_mesh(self, kind, expected):
-    job = recipes.language_model_job(small(table_sharding=kind), VOCAB)
+  @parameterized.parameters(
+    ('row', 'mem', ('mem',)),
+    ('column', 'mem', (None, 'mem')),
+    ('row', 'data', ('data',)),
+  )
+  def test_tables_and_moments_lie_on_the_mesh(self, kind, axis, expected):
+    job = recipes.language_model_job(
+      small(table_sharding=kind, table_axis=axis), VOCAB
+    )
     mesh = training.make_mesh('data:1,mem:1')
     state, _ = job.abstract(mesh)
     found = [
