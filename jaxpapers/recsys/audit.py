@@ -8,9 +8,9 @@ that are in training and test data, and ranks that only ties decide.
 import dataclasses
 from typing import Any
 
+from jaxpapers.recsys import data as data_lib
 from jaxpapers.recsys import evaluation, popularity, splits
-from jaxpapers.recsys import interactions as interactions_lib
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 # A test part may agree with the popularity of all data this much less, in
 # Kendall's tau, than a random part of the same size does. Random parts differ
@@ -63,8 +63,8 @@ def audit_split(
   Args:
     train: Training data.
     test: Test data.
-    negatives: Stored negatives: ids `[users with test items, c]` in the order of
-      users, or `Interactions`.
+    negatives: Stored negatives: ids `[users with test items, c]` in the order
+      of users, or `Interactions`.
     seed: Of the random split that is compared with.
 
   Returns:
@@ -80,8 +80,8 @@ def audit_split(
   for name, part in (('train', train), ('test', test)):
     if not len(part):
       raise ValueError(f'{name} is empty: there is nothing to audit.')
-  overlap = interactions_lib.overlap(train, test)
-  full = interactions_lib.union(train.binary(), test.binary())
+  overlap = data_lib.overlap(train, test)
+  full = data_lib.union(train.binary(), test.binary())
   counts = test.user_counts()
   random_part = _random_part(full, counts, seed)
   tau_test, tau_random = (
@@ -105,8 +105,8 @@ def audit_split(
   if negatives is not None:
     given = _as_interactions(negatives, test)
     number = len(given)
-    seen = int(interactions_lib.overlap(train, given).sum())
-    in_test = int(interactions_lib.overlap(test, given).sum())
+    seen = int(data_lib.overlap(train, given).sum())
+    in_test = int(data_lib.overlap(test, given).sum())
     if seen:
       flags['seen_negatives'] = (
         f'{seen} of {number} negatives are in train: they rank high and push'

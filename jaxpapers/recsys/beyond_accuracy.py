@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.ranking import Lists
 
 BEYOND = (

@@ -3,16 +3,16 @@
 from typing import Any
 
 from jaxpapers.recsys import evaluation
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 
 class EarlyStopping:
   """A monitor for the fit functions of iterative methods.
 
-  Looks at validation data every `every` epochs, and ends the fit when `patience`
-  looks in a row were no strict improvement: the protocol of the study. It never
-  sees test data. The number of the best epoch is what the last fit, on training
-  and validation data, is made with.
+  Looks at validation data every `every` epochs, and ends the fit when
+  `patience` looks in a row were no strict improvement: the protocol of the
+  study. It never sees test data. The number of the best epoch is what the
+  last fit, on training and validation data, is made with.
 
   Attributes:
     best: The best model so far, None before the first look.

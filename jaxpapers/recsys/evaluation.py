@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpapers.recsys import interactions as interactions_lib
+from jaxpapers.recsys import data as data_lib
 from jaxpapers.recsys import metrics as metrics_lib
 from jaxpapers.recsys import ranking
 from jaxpapers.recsys.beyond_accuracy import beyond_accuracy
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.ranking import Lists
+
+USER_METRICS = metrics_lib.METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ def evaluate_model(
   ignore_items: Any = (),
   allow_overlap: bool = False,
   block: int | None = None,
+  profiles: Interactions | None = None,
 ) -> Evaluation:
   """Evaluates a model under one of the two protocols.
 
@@ -94,11 +97,13 @@ def evaluate_model(
     graded: Values of test are relevances.
     min_ratings: Evaluate users with at least so many test items.
     ignore_users: Users to leave out.
-    ignore_items: Items that are never recommended. As in the original they count
-      as test items all the same.
+    ignore_items: Items that are never recommended. As in the original they
+      count as test items all the same.
     allow_overlap: Accept pairs that are in train and in test. They cannot be
       recommended if `exclude_seen`, but count as test items.
     block: Users at a time.
+    profiles: Score from, and leave out, these instead of `train`: the known
+      part of users whom training has not seen.
 
   Returns:
     Results of each user, and what was counted on the way.
@@ -107,6 +112,8 @@ def evaluate_model(
     ValueError: Nothing to evaluate, an overlap that is not allowed, NaN scores,
       impossible cutoffs, unknown names, or negatives of another shape.
   """
+  if profiles is not None:
+    train = profiles
   if train.shape != test.shape:
     raise ValueError(
       f'train has shape {train.shape}, test {test.shape}; expected equal'
@@ -129,7 +136,7 @@ def evaluate_model(
       " ties; use ties='index', 'optimistic' or 'pessimistic'."
     )
   cutoffs = metrics_lib.check_cutoffs(cutoffs, train.num_items)
-  repeated = interactions_lib.overlap(train, test)
+  repeated = data_lib.overlap(train, test)
   if repeated.any() and not allow_overlap:
     raise ValueError(
       f'{int(repeated.sum())} pairs of test are in train too. Remove them, or'
@@ -206,7 +213,7 @@ def _ranked(
   results, items, values = [], [], []
   dropped = tied = 0
   if candidates is not None:
-    rows = interactions_lib.union(candidates.binary(), test.binary())
+    rows = data_lib.union(candidates.binary(), test.binary())
     width = max(int(rows.user_counts()[users].max(initial=1)), 1)
   for part, scores in ranking.score_blocks(
     model, train, users, exclude_seen, ignore_items, block, host=True
@@ -279,7 +286,7 @@ def candidates_of(negatives: Any, test: Interactions) -> Interactions | None:
       f'negatives have shape {negatives.shape}; expected one row for each of'
       f' the {len(users)} users with test items.'
     )
-  return interactions_lib.interactions(
+  return data_lib.interactions(
     np.repeat(users, negatives.shape[1]),
     negatives.ravel().astype(np.int64),
     shape=test.shape,

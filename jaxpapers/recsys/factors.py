@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import FactorModel
 from jaxpapers.recsys.products import Products
 

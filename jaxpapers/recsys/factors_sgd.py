@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys import sampling, sgd
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import FactorModel
 
 # Standard deviation of the factors at the start.
@@ -29,11 +29,11 @@ def bpr_mf(
   seed: Any = 0,
   monitor: Any = None,
 ) -> FactorModel:
-  """Matrix factorisation for Bayesian personalised ranking (Rendle et al. 2009).
+  """Factors for Bayesian personalised ranking (Rendle et al. 2009).
 
-  An epoch is floor(users / batch_size) + 1 batches of a user, one of their items
-  and one that they do not have, all uniform: about a sample for each user, not
-  for each interaction.
+  An epoch is floor(users / batch_size) + 1 batches of a user, one of their
+  items and one that they do not have, all uniform: about a sample for each
+  user, not for each interaction.
 
   Args:
     train: Interactions.

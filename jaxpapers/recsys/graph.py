@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys import optional
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarity import keep_top, top_k_columns
+from jaxpapers.recsys.similarities import keep_top, top_k_columns
 
 
 def p3_alpha(

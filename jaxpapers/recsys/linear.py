@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys import optional
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarity import top_k_columns
+from jaxpapers.recsys.similarities import top_k_columns
 
 # Up to here the inverse is made in float64 on the host: seconds.
 _DOUBLE = 8192

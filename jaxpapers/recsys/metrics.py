@@ -1,7 +1,7 @@
 """Accuracy metrics of each user, at all cutoffs at once.
 
-The definitions are those of the evaluator of Ferrari Dacrema et al. (2019); n is
-the number of a user's test items and L = min(cutoff, length of the list):
+The definitions are those of the evaluator of Ferrari Dacrema et al. (2019); n
+is the number of a user's test items and L = min(cutoff, length of the list):
 
   precision                 hits / L, not / cutoff
   precision_recall_min_den  hits / min(n, L)
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.ranking import Lists, Ranks, rank_of_hits
 
 METRICS = (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 
 @flax.struct.dataclass
@@ -45,8 +45,8 @@ class ItemModel:
   Attributes:
     weights: `[num_items, num_items]`, row = item of the profile, column = item
       to score; a scipy sparse array, or a dense one.
-    profiles: What to score with instead of the profile, scipy sparse `[num_users,
-      num_items]`; usually None.
+    profiles: What to score with instead of the profile, scipy sparse
+      `[num_users, num_items]`; usually None.
   """
 
   weights: Any
@@ -239,3 +239,16 @@ def global_effects(
   return PopularityModel(
     (total / (train.item_counts() + item_shrink)).astype(np.float32)
   )
+
+
+def to_sparse_bcoo(weights: Any) -> Any:
+  """Weights for jitted products: `jax.experimental.sparse.BCOO`.
+
+  Args:
+    weights: scipy sparse or dense matrix.
+  """
+  from jax.experimental import sparse
+
+  if is_sparse(weights):
+    return sparse.BCOO.from_scipy_sparse(weights.tocoo())
+  return sparse.BCOO.fromdense(jnp.asarray(weights))

@@ -6,9 +6,9 @@ import numpy as np
 
 from jaxpapers.recsys import optional
 from jaxpapers.recsys import weighting as weighting_lib
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel, UserModel
-from jaxpapers.recsys.similarity import similarity_top_k
+from jaxpapers.recsys.similarities import similarity_top_k
 
 
 def item_knn(
@@ -29,15 +29,15 @@ def item_knn(
   Args:
     train: Interactions.
     top_k: Neighbours of an item; None for all.
-    shrink: See `similarity.similarity`.
-    similarity: One of `similarity.KINDS`.
-    normalize: See `similarity.similarity`.
+    shrink: See `similarities.similarity`.
+    similarity: One of `similarities.KINDS`.
+    normalize: See `similarities.similarity`.
     weighting: 'none', 'TF-IDF' or 'BM25', with items as documents.
     alpha: Of the asymmetric cosine.
     tversky: Of Tversky.
     score_with: Sum over 'raw' or 'weighted' profiles; the original code does
       the latter, which for TF-IDF is a factor for each user.
-    **options: More of `similarity.from_gram`.
+    **options: More of `similarities.from_gram`.
 
   Returns:
     An item model.
@@ -83,9 +83,9 @@ def user_knn(
   Args:
     train: Interactions.
     top_k: Neighbours of a user; None for all.
-    shrink: See `similarity.similarity`.
-    similarity: One of `similarity.KINDS`.
-    normalize: See `similarity.similarity`.
+    shrink: See `similarities.similarity`.
+    similarity: One of `similarities.KINDS`.
+    normalize: See `similarities.similarity`.
     weighting: 'none', 'TF-IDF' or 'BM25', with items as documents.
     alpha: Of the asymmetric cosine.
     tversky: Of Tversky.
@@ -93,7 +93,7 @@ def user_knn(
       the nearest of v; with 'forward', if v is among the nearest of u.
     score_with: Sum 'raw' interactions, as the published numbers do, or
       'weighted' ones, as the published code does.
-    **options: More of `similarity.from_gram`.
+    **options: More of `similarities.from_gram`.
 
   Returns:
     A model for the users of `train`.
@@ -143,9 +143,9 @@ def content_knn(
     features: Items (users) by features, `Interactions`, scipy or numpy.
     side: 'item' or 'user': whose features they are.
     top_k: Neighbours; None for all.
-    shrink: See `similarity.similarity`.
-    similarity: One of `similarity.KINDS`.
-    normalize: See `similarity.similarity`.
+    shrink: See `similarities.similarity`.
+    similarity: One of `similarities.KINDS`.
+    normalize: See `similarities.similarity`.
     weighting: 'none', 'TF-IDF' or 'BM25', items (users) as documents.
     alpha: Of the asymmetric cosine.
     tversky: Of Tversky.

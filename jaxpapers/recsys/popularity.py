@@ -1,9 +1,9 @@
-"""How popularity is spread over items: the statistics of the study's table 29."""
+"""How popularity is spread over items: the statistics of table 29."""
 
 import numpy as np
 
 from jaxpapers.recsys import optional
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 
 def gini(counts: np.ndarray) -> float:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import score
-from jaxpapers.recsys.similarity import keep_top
+from jaxpapers.recsys.similarities import keep_top
 
 TIES = ('index', 'expected', 'optimistic', 'pessimistic')
 
@@ -209,7 +209,7 @@ def rank_full(
   """The k best items of all, for some users.
 
   Args:
-    score_fn: A model, or a function of users `[b]` that returns scores `[b, n]`.
+    score_fn: A model, or a function of users `[b]` that returns `[b, n]`.
     train: Profiles to score from, and to leave out.
     users: Rows of `train`.
     k: Length of lists, at most the number of items.
@@ -301,8 +301,8 @@ def score_blocks(
 def _check_scores(bad):
   if bad:
     raise ValueError(
-      f'scores are NaN for {bad} users. The model is broken (diverged?): metrics'
-      ' of it would mean nothing.'
+      f'scores are NaN for {bad} users. The model is broken (diverged?):'
+      ' metrics of it would mean nothing.'
     )
 
 

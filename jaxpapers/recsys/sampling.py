@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 # Tries for an item that the user does not have. A user with half of all items
 # has none after so many with probability 2^-16; the sample then weighs nothing.

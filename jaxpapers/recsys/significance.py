@@ -179,8 +179,8 @@ def correct(p_values: Any, method: str = 'holm') -> np.ndarray:
 
   Args:
     p_values: `[m]`; NaN stays NaN and is not counted.
-    method: 'holm' bounds the chance of any false claim, 'benjamini-hochberg' the
-      share of false ones; 'none'.
+    method: 'holm' bounds the chance of any false claim, 'benjamini-hochberg'
+      the share of false ones; 'none'.
 
   Returns:
     Adjusted p values, `[m]`.

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys import optional
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.linear import dense_gram
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarity import sparse_top_k
+from jaxpapers.recsys.similarities import sparse_top_k
 
 
 def slim_elastic_net(
@@ -170,8 +170,8 @@ def _sparse_blocks(gram, settings, block):
   """Only items that meet an item often enough can get a weight for it.
 
   With R >= 0 and w >= 0 the gradient at w_i = 0 is at least l1 - g_ij, so that
-  weights are zero where g_ij <= l1. The rest are small problems, solved together
-  with others of about the same size.
+  weights are zero where g_ij <= l1. The rest are small problems, solved
+  together with others of about the same size.
   """
   l1, l2, tol, max_iter = settings
   n = gram.shape[0]

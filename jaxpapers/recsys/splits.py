@@ -1,7 +1,7 @@
 """Ways to split interactions into training, validation and test data.
 
-Randomness comes from a whole number, which seeds numpy's PCG64, or from a key of
-`jax.random.key`. The same key gives the same split everywhere.
+Randomness comes from a whole number, which seeds numpy's PCG64, or from a key
+of `jax.random.key`. The same key gives the same split everywhere.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 
 class StrongSplit(NamedTuple):

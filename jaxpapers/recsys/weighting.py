@@ -24,7 +24,8 @@ def tf_idf(x: Any) -> Any:
     ValueError: An entry is negative.
 
   Example:
-    >>> tf_idf(np.array([[4.0, 0.0], [0.0, 0.0], [0.0, 1.0]])).toarray().round(3)
+    >>> x = np.array([[4.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    >>> tf_idf(x).toarray().round(3)
     array([[0.811, 0.   ],
            [0.   , 0.   ],
            [0.   , 0.405]], dtype=float32)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys import optional, sampling, sgd
+from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.graph import prune_columns
-from jaxpapers.recsys.interactions import Interactions
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarity import keep_top
+from jaxpapers.recsys.similarities import keep_top
 
 
 def slim_bpr(
@@ -32,9 +32,9 @@ def slim_bpr(
   """SLIM-BPR as in the study: dense or symmetric weights, one sample a step.
 
   An epoch is users + 1 samples: a user, an item i of theirs and an item j that
-  they do not have, all uniform. With x = sum over the profile of S[i] - S[j] and
-  g = 1 / (1 + e^x), S[i] rises and S[j] falls over the profile. The adaptive
-  rules have one number for each item, not for each weight.
+  they do not have, all uniform. With x = sum over the profile of S[i] - S[j]
+  and g = 1 / (1 + e^x), S[i] rises and S[j] falls over the profile. The
+  adaptive rules have one number for each item, not for each weight.
 
   Args:
     train: Interactions; values do not count.

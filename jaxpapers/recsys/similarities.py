@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys.interactions import Interactions
+from jaxpapers.recsys.data import Interactions
 
 KINDS = (
   'cosine',
@@ -67,7 +67,7 @@ def similarity(
     tversky: Weights of what only the target and only the neighbour have.
     normalize: False makes 'cosine' the plain product, over `shrink` if that is
       positive; for 'euclidean', True divides by the norms. Ignored by sets.
-    row_weights: Weight of each row in the products, `[rows]`; norms are without.
+    row_weights: Weight of each row in products, `[rows]`; not in norms.
     euclidean: f of the distance: 'linear', 'log' (1 + d) or 'exp'.
     average_row: Divide squared distances by the number of rows.
     precision: Of the product. Less than HIGHEST changes the order of

@@ -1,0 +1,173 @@
+"""Top-n recommendation, honestly evaluated (Ferrari Dacrema et al. 2019)."""
+
+from jaxpapers.recsys.audit import (
+  SplitReport,
+  TieReport,
+  audit_split,
+  audit_ties,
+)
+from jaxpapers.recsys.beyond_accuracy import (
+  beyond_accuracy,
+  intra_list_diversity,
+)
+from jaxpapers.recsys.data import (
+  Interactions,
+  check_interactions,
+  from_dense,
+  index_ids,
+  interactions,
+  overlap,
+  union,
+)
+from jaxpapers.recsys.early_stopping import EarlyStopping
+from jaxpapers.recsys.evaluation import Evaluation, evaluate_model
+from jaxpapers.recsys.factors import nmf, pure_svd, truncated_svd
+from jaxpapers.recsys.factors_sgd import asy_svd, bpr_mf, funk_svd
+from jaxpapers.recsys.graph import p3_alpha, rp3_beta, walk_weights
+from jaxpapers.recsys.implicit_als import ials
+from jaxpapers.recsys.linear import ease, ease_path, ease_weights
+from jaxpapers.recsys.methods import METHODS, Method, Range, fit, register
+from jaxpapers.recsys.metrics import METRICS, evaluate
+from jaxpapers.recsys.models import (
+  FactorModel,
+  ItemModel,
+  PopularityModel,
+  RandomModel,
+  UserModel,
+  global_effects,
+  item_model_of_factors,
+  random_scores,
+  score,
+  to_sparse_bcoo,
+  top_popular,
+)
+from jaxpapers.recsys.neighbours import (
+  content_knn,
+  hybrid_knn,
+  item_knn,
+  user_knn,
+)
+from jaxpapers.recsys.popularity import describe, popularity_statistics
+from jaxpapers.recsys.ranking import (
+  Lists,
+  Ranks,
+  rank_candidates,
+  rank_full,
+)
+from jaxpapers.recsys.readers import (
+  load_parts,
+  read_interactions,
+  read_ncf_negatives,
+)
+from jaxpapers.recsys.search import (
+  run_search,
+  search_space,
+  validation_objective,
+)
+from jaxpapers.recsys.significance import (
+  compare_all,
+  confidence_interval,
+  correct,
+  paired_tests,
+)
+from jaxpapers.recsys.similarities import (
+  similarity,
+  similarity_blocks,
+  top_k_columns,
+)
+from jaxpapers.recsys.slim import slim_elastic_net
+from jaxpapers.recsys.slim_sampled import slim_bpr
+from jaxpapers.recsys.splits import (
+  StrongSplit,
+  sample_negatives,
+  split_holdout,
+  split_k_fold,
+  split_leave_one_out,
+  split_strong_generalization,
+  split_user_fraction,
+)
+from jaxpapers.recsys.weighting import bm25, tf_idf
+
+__all__ = [
+  'METHODS',
+  'METRICS',
+  'EarlyStopping',
+  'Evaluation',
+  'FactorModel',
+  'Interactions',
+  'ItemModel',
+  'Lists',
+  'Method',
+  'PopularityModel',
+  'RandomModel',
+  'Range',
+  'Ranks',
+  'SplitReport',
+  'StrongSplit',
+  'TieReport',
+  'UserModel',
+  'asy_svd',
+  'audit_split',
+  'audit_ties',
+  'beyond_accuracy',
+  'bm25',
+  'bpr_mf',
+  'check_interactions',
+  'compare_all',
+  'confidence_interval',
+  'content_knn',
+  'correct',
+  'describe',
+  'ease',
+  'ease_path',
+  'ease_weights',
+  'evaluate',
+  'evaluate_model',
+  'fit',
+  'from_dense',
+  'funk_svd',
+  'global_effects',
+  'hybrid_knn',
+  'ials',
+  'index_ids',
+  'interactions',
+  'intra_list_diversity',
+  'item_knn',
+  'item_model_of_factors',
+  'load_parts',
+  'nmf',
+  'overlap',
+  'p3_alpha',
+  'paired_tests',
+  'popularity_statistics',
+  'pure_svd',
+  'random_scores',
+  'rank_candidates',
+  'rank_full',
+  'read_interactions',
+  'read_ncf_negatives',
+  'register',
+  'rp3_beta',
+  'run_search',
+  'sample_negatives',
+  'score',
+  'search_space',
+  'similarity',
+  'similarity_blocks',
+  'slim_bpr',
+  'slim_elastic_net',
+  'split_holdout',
+  'split_k_fold',
+  'split_leave_one_out',
+  'split_strong_generalization',
+  'split_user_fraction',
+  'tf_idf',
+  'to_sparse_bcoo',
+  'top_k_columns',
+  'top_popular',
+  'truncated_svd',
+  'union',
+  'user_knn',
+  'validation_objective',
+  'walk_weights',
+]

@@ -1,0 +1,290 @@
+"""A table of the study, computed again, row by row."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxpapers.recsys import (
+  data as data_lib,
+)
+from jaxpapers.recsys import (
+  evaluation,
+  methods,
+  published,
+  search,
+  significance,
+)
+from jaxpapers.recsys.studies import Data, Study, column
+
+# How far a row may be from the published one. Parameters are printed with four
+# decimals, and equal scores have another order: 5e-4. Randomised solvers and
+# random starts differ more; see docs/recsys.md.
+TOLERANCE = 5e-4
+TOLERANCES: Mapping[str, float] = {
+  'TopPopular': 3.5e-3,
+  'PureSVD': 2e-3,
+  'iALS': 3e-3,
+  'NMF': 1e-2,
+  'Random': 5e-3,
+  'SLIM ElasticNet': 2e-3,
+  'SLIM BPR': 1e-2,
+  'MF BPR': 2e-2,
+  'MF FunkSVD': 2e-2,
+}
+# Diversity is not bounded by 1: entropy is in bits.
+_SPREAD = {'shannon_entropy': 4.0, 'coverage_item': 4.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One method on one study.
+
+  Attributes:
+    method: Name.
+    parameters: Its hyper-parameters.
+    source: 'published', 'search' or 'default': where they come from.
+    values: Column -> our value.
+    published: Column -> published value; empty without.
+    intervals: Column -> 95 % interval over users.
+    differences: Column -> ours minus published.
+    tolerance: How far they may be apart.
+    agrees: Whether all are within it; None without published values.
+    fit_seconds: Of the last fit.
+    evaluate_seconds: Of the evaluation.
+    report: What the evaluation counted.
+    validation: Best validation metric of the search, if there was one.
+    error: Why there are no values.
+  """
+
+  method: str
+  parameters: Mapping[str, Any]
+  source: str
+  values: Mapping[str, float]
+  published: Mapping[str, float]
+  intervals: Mapping[str, tuple[float, float]]
+  differences: Mapping[str, float]
+  tolerance: float
+  agrees: bool | None
+  fit_seconds: float
+  evaluate_seconds: float
+  report: Mapping[str, int]
+  validation: float | None = None
+  error: str = ''
+
+
+def columns_of(study: Study) -> tuple[str, ...]:
+  """Columns of all published tables of a study, without repetition."""
+  names: dict[str, None] = {}
+  for table in study.tables:
+    names |= dict.fromkeys(published.table(table)['columns'])
+  return tuple(names)
+
+
+def rows_of(study: Study, data: Data) -> tuple[str, ...]:
+  """Methods of a study that can be run: registered, with features if needed."""
+  names = []
+  for name in published.table(study.tables[0])['rows']:
+    try:
+      method = methods.find(name)
+    except ValueError:
+      continue
+    if method.needs_features and data.features is None:
+      continue
+    if data.profiles is not None and not _scores_new_users(method):
+      continue
+    names.append(method.name)
+  return tuple(names)
+
+
+def _scores_new_users(method):
+  return not method.name.startswith(('UserKNN', 'MF', 'iALS', 'NMF', 'PureSVD'))
+
+
+def published_row(study: Study, method: str) -> dict[str, float]:
+  """Column -> published value of a method."""
+  result = {}
+  for name in study.tables:
+    table = published.table(name)
+    values = table['rows'].get(method)
+    for label, value in zip(table['columns'], values or (), strict=False):
+      if value is not None:
+        result[label] = value
+  return result
+
+
+def reproduce_row(
+  study: Study,
+  data: Data,
+  method: str,
+  *,
+  parameters: Mapping[str, Any] | None = None,
+  source: str = 'published',
+  seed: int = 0,
+  validation: float | None = None,
+) -> tuple[Row, np.ndarray]:
+  """Fits a method and evaluates it once on the test data.
+
+  Args:
+    study: The study.
+    data: Its data.
+    method: Name.
+    parameters: Hyper-parameters; None for the published ones.
+    source: Where they come from.
+    seed: For random methods.
+    validation: Metric of the search that chose them.
+
+  Returns:
+    The row, and the study's metric of each user, for tests.
+  """
+  name = methods.find(method).name
+  if parameters is None:
+    parameters = published.tuned(study.tables[0]).get(name, {})
+    if 'FunkSVD' in name and parameters:
+      parameters = {**parameters, 'compat': True}
+  labels = columns_of(study)
+  wanted = [column(label) for label in labels]
+  began = time.perf_counter()
+  model = methods.fit(
+    name, data.train, parameters, features=data.features, seed=seed
+  )
+  fitted = time.perf_counter()
+  metrics = dict.fromkeys(
+    metric for metric, _ in wanted if metric in evaluation.USER_METRICS
+  )
+  metrics[study.metric] = None
+  result = evaluation.evaluate_model(
+    model,
+    data.profiles or data.train,
+    data.test,
+    study.cutoffs,
+    metrics=tuple(metrics),
+    negatives=data.negatives,
+  )
+  done = time.perf_counter()
+  values = {
+    label: result.mean(*where)
+    for label, where in zip(labels, wanted, strict=True)
+  }
+  intervals = {}
+  for label, (metric, cutoff) in zip(labels, wanted, strict=True):
+    if metric in result.per_user:
+      at = result.cutoffs.index(cutoff)
+      intervals[label] = significance.confidence_interval(
+        result.per_user[metric][:, at], resamples=1000
+      )
+  known = published_row(study, name) if study.comparable else {}
+  differences = {label: values[label] - known[label] for label in known}
+  tolerance = TOLERANCES.get(name, TOLERANCE)
+  agrees = all(
+    abs(difference)
+    <= tolerance
+    * _SPREAD.get(
+      column(label)[0],
+      2.0 if column(label)[0] not in evaluation.USER_METRICS else 1.0,
+    )
+    for label, difference in differences.items()
+  )
+  row = Row(
+    method=name,
+    parameters=dict(parameters),
+    source=source,
+    values=values,
+    published=known,
+    intervals=intervals,
+    differences=differences,
+    tolerance=tolerance,
+    agrees=agrees if differences else None,
+    fit_seconds=fitted - began,
+    evaluate_seconds=done - fitted,
+    report=dict(result.report),
+    validation=validation,
+  )
+  at = result.cutoffs.index(study.cutoff)
+  return row, result.per_user[study.metric][:, at]
+
+
+def failed_row(method: str, source: str, error: Exception) -> Row:
+  """A row that could not be computed."""
+  return Row(
+    method, {}, source, {}, {}, {}, {}, 0.0, None, 0.0, 0.0, {},
+    error=' '.join(str(error).split()),
+  )  # fmt: skip
+
+
+def tune(
+  study: Study,
+  data: Data,
+  method: str,
+  *,
+  storage: str | None = None,
+  n_trials: int = 35,
+  n_startup: int = 5,
+  seed: int = 0,
+  max_epochs: int | None = None,
+  retry: bool = False,
+  say: Any = None,
+) -> search.Search:
+  """Searches the paper's ranges on the study's validation data.
+
+  Args:
+    study: The study.
+    data: Its data. The test part is not looked at.
+    method: Name.
+    storage: See `run_search`.
+    n_trials: Configurations.
+    n_startup: Random ones at the beginning.
+    seed: Of the search.
+    max_epochs: At most so many epochs.
+    retry: See `run_search`.
+    say: Called with a line for each trial.
+
+  Returns:
+    The search; parameters of the best trial, with its 'epochs' if it is
+    iterative, are what `reproduce_row` takes (see `best_parameters`).
+  """
+  objective = search.validation_objective(
+    method,
+    data.search_train,
+    data.validation,
+    metric=study.metric,
+    cutoff=study.cutoff,
+    features=data.features,
+    seed=seed,
+    max_epochs=max_epochs,
+    **validation_options(data),
+  )
+  return search.run_search(
+    objective,
+    search.search_space(method),
+    n_trials=n_trials,
+    n_startup=n_startup,
+    storage=storage,
+    name=f'{study.name}/{methods.find(method).name}',
+    seed=seed,
+    retry=retry,
+    say=say,
+  )
+
+
+def validation_options(data: Data) -> dict[str, Any]:
+  """How validation data are evaluated: as the test data are."""
+  options: dict[str, Any] = {}
+  if data.validation_profiles is not None:
+    options['profiles'] = data.validation_profiles
+  if data_lib.overlap(data.search_train, data.validation).any():
+    # The copy of P = 1: it can only be found if seen items stay.
+    options |= {'exclude_seen': False, 'allow_overlap': True}
+  if data.negatives is not None:
+    options['negatives'] = data.negatives
+  return options
+
+
+def best_parameters(trial: search.Trial) -> dict[str, Any]:
+  """Parameters of a trial for the last fit."""
+  parameters = dict(trial.parameters)
+  if trial.results.get('epochs'):
+    parameters['epochs'] = int(trial.results['epochs'])
+  return parameters

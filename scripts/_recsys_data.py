@@ -1,0 +1,314 @@
+"""What the recommendation programs share: data by flags, whole files."""
+
+import ast
+import json
+import os
+import pathlib
+from typing import Any
+
+import _command_line
+import numpy as np
+from absl import flags
+from etils import epath
+
+from jaxpapers import recsys
+from jaxpapers.recsys import methods, readers, splits, studies
+
+FLAGS = flags.FLAGS
+
+
+def define_data_flags() -> None:
+  """Defines the flags that say which data to use."""
+  flags.DEFINE_string(
+    'study', None, 'Data and protocol of the paper, such as cmn_citeulike_a.'
+  )
+  flags.DEFINE_string(
+    'data_dir',
+    None,
+    "Folder of the studies' files; by default recsys/ in $JAXPAPERS_DATA.",
+  )
+  flags.DEFINE_string(
+    'interactions', None, 'A file of interactions, to be split.'
+  )
+  flags.DEFINE_string('train', None, 'A file of training interactions.')
+  flags.DEFINE_string('test', None, 'A file of test interactions.')
+  flags.DEFINE_string(
+    'negatives', None, "Negatives of the test users, in NCF's format."
+  )
+  flags.DEFINE_enum(
+    'file_format', 'auto', ('auto', *readers.FORMATS), 'Format of the files.'
+  )
+  flags.DEFINE_float('threshold', None, 'Keep ratings of at least this, as 1.')
+  flags.DEFINE_string(
+    'features',
+    None,
+    'A file of items and features, in the format of interactions, for content'
+    ' and hybrid methods. Items are named as in the interactions.',
+  )
+  flags.DEFINE_enum(
+    'split',
+    'user_fraction',
+    ['user_fraction', 'holdout', 'leave_one_out', 'last'],
+    'How --interactions are split; last leaves out the latest of each user.',
+  )
+  flags.DEFINE_float(
+    'train_share', 0.8, 'Of user_fraction and holdout.', 0.0, 1.0
+  )
+  flags.DEFINE_integer(
+    'sampled_negatives',
+    0,
+    'Rank test items among so many random items; 0 ranks all items.',
+    lower_bound=0,
+  )
+  flags.DEFINE_integer('seed', 0, 'Of splits and of random methods.')
+
+
+def usage(error: Exception) -> _command_line.UsageError:
+  """An error of the library as one of the flags."""
+  return _command_line.UsageError(_command_line.one_line(error))
+
+
+def study_folder() -> pathlib.Path:
+  """Where the studies' files are."""
+  if FLAGS.data_dir:
+    return pathlib.Path(FLAGS.data_dir).expanduser()
+  root = os.environ.get('JAXPAPERS_DATA')
+  if not root:
+    raise _command_line.UsageError(
+      '--study needs --data_dir or $JAXPAPERS_DATA: the folder of its files'
+    )
+  return pathlib.Path(root).expanduser() / 'recsys'
+
+
+def load_study(name: str) -> tuple[studies.Study, studies.Data]:
+  """A study and its data.
+
+  Raises:
+    UsageError: There is none of this name, or its file is missing.
+  """
+  try:
+    study = studies.find(name)
+    path = study_folder() / study.file
+    if not path.is_file():
+      raise _command_line.UsageError(
+        f'--study={name} needs {path}, which is not there'
+      )
+    return study, study.load(path)
+  except (OSError, ValueError) as error:
+    raise usage(error) from error
+
+
+class Problem:
+  """Training and test data, and names for what is in them.
+
+  Attributes:
+    data: The data.
+    study: The study, if one was named.
+    users: Name of each user.
+    items: Name of each item.
+    repairs: File -> what was repaired.
+  """
+
+  def __init__(self, data, study=None, users=None, items=None, repairs=None):
+    self.data, self.study = data, study
+    shape = data.train.shape
+    self.users = np.arange(shape[0]) if users is None else users
+    self.items = np.arange(shape[1]) if items is None else items
+    self.repairs = repairs or {}
+
+  def options(self) -> dict[str, Any]:
+    """What `evaluate_model` needs to know of these data."""
+    return {'negatives': self.data.negatives, 'profiles': self.data.profiles}
+
+
+def load_problem() -> Problem:
+  """Reads the data that the flags name.
+
+  Raises:
+    UsageError: The flags contradict each other, or a file is wrong.
+  """
+  given = [
+    name
+    for name in ('study', 'interactions', 'train')
+    if getattr(FLAGS, name) is not None
+  ]
+  if len(given) != 1:
+    raise _command_line.UsageError(
+      'give one of --study, --interactions and --train (with --test); found'
+      f' {", ".join("--" + name for name in given) or "none"}'
+    )
+  if FLAGS.study:
+    study, data = load_study(FLAGS.study)
+    return Problem(data, study)
+  try:
+    return _from_files()
+  except (OSError, ValueError) as error:
+    raise usage(error) from error
+
+
+def _from_files() -> Problem:
+  if FLAGS.train:
+    if not FLAGS.test:
+      raise _command_line.UsageError('--train needs --test')
+    names = ('train', 'test')
+  else:
+    names = ('interactions',)
+  loaded = [
+    readers.read_interactions(
+      getattr(FLAGS, name), FLAGS.file_format, threshold=FLAGS.threshold
+    )
+    for name in names
+  ]
+  repairs = {
+    getattr(FLAGS, name): part.repairs
+    for name, part in zip(names, loaded, strict=True)
+  }
+  parts, users, items = _same_names(loaded)
+  negatives = None
+  if FLAGS.train:
+    train, test = parts
+    if FLAGS.negatives:
+      negatives = _negatives(FLAGS.negatives, train.shape)
+  else:
+    train, test = _split(parts[0])
+  if FLAGS.sampled_negatives:
+    some = np.flatnonzero(test.user_counts())
+    full = recsys.union(train.binary(), test.binary())
+    negatives = splits.sample_negatives(
+      FLAGS.seed, full, some, FLAGS.sampled_negatives
+    )
+  search, validation = splits.split_user_fraction(FLAGS.seed + 1, train)
+  features = _features(items) if FLAGS.features else None
+  data = studies.Data(
+    train,
+    test,
+    search,
+    validation,
+    negatives=negatives,
+    features=features,
+  )
+  return Problem(data, None, users, items, repairs)
+
+
+def _split(x):
+  kind = FLAGS.split
+  if kind == 'user_fraction':
+    return splits.split_user_fraction(FLAGS.seed, x, FLAGS.train_share)
+  if kind == 'holdout':
+    return splits.split_holdout(FLAGS.seed, x, FLAGS.train_share)
+  by = 'time' if kind == 'last' else 'random'
+  return splits.split_leave_one_out(FLAGS.seed, x, by)
+
+
+def _same_names(loaded):
+  """The same numbers for the same names in all files."""
+  users = np.unique(np.concatenate([part.users for part in loaded]))
+  items = np.unique(np.concatenate([part.items for part in loaded]))
+  parts = [
+    recsys.interactions(
+      np.searchsorted(users, part.users)[part.interactions.user],
+      np.searchsorted(items, part.items)[part.interactions.item],
+      part.interactions.value,
+      shape=(len(users), len(items)),
+      time=part.interactions.time,
+      allow_negative=True,
+    )
+    for part in loaded
+  ]
+  return parts, users, items
+
+
+def _negatives(path, shape):
+  users, _, ids = readers.read_ncf_negatives(path)
+  return recsys.interactions(
+    np.repeat(users, ids.shape[1]), ids.ravel(), shape=shape
+  )
+
+
+def _features(items):
+  loaded = readers.read_interactions(FLAGS.features, FLAGS.file_format)
+  row = np.searchsorted(items, loaded.users)
+  row = np.minimum(row, len(items) - 1)
+  known = items[row] == loaded.users
+  if not known.any():
+    raise ValueError(f'{FLAGS.features} has no item of the interactions.')
+  x = loaded.interactions
+  keep = known[x.user]
+  return recsys.interactions(
+    row[x.user[keep]],
+    x.item[keep],
+    x.value[keep],
+    shape=(len(items), x.num_items),
+  ).csr
+
+
+def parse_parameters(method: str, texts: list[str]) -> dict[str, Any]:
+  """Parameters given as name=value.
+
+  Raises:
+    UsageError: There is no such method, or a text is no name=value.
+  """
+  try:
+    methods.find(method)
+  except ValueError as error:
+    raise usage(error) from error
+  result = {}
+  for text in texts:
+    name, equals, value = text.partition('=')
+    if not equals or not name:
+      raise _command_line.UsageError(
+        f'--set={text}: expected name=value, such as top_k=100'
+      )
+    try:
+      result[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      result[name] = value
+  return result
+
+
+def print_repairs(problem: Problem) -> None:
+  """Says what was repaired in files, if anything."""
+  for path, repairs in problem.repairs.items():
+    counts = [
+      f'{count} {text}'
+      for count, text in (
+        (repairs.duplicates, 'repeated pairs, of which the last was kept'),
+        (repairs.zeros, 'interactions of value 0, dropped'),
+        (repairs.users_without, 'users without interactions'),
+        (repairs.items_without, 'items without interactions'),
+      )
+      if count
+    ]
+    if counts:
+      print(f'{path}: {"; ".join(counts)}.')
+
+
+def write_json(path: Any, content: Any) -> None:
+  """Writes JSON; NaN as null."""
+  write(path, json.dumps(_plain(content), indent=2) + '\n')
+
+
+def _plain(value):
+  if isinstance(value, dict):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(v) for v in value]
+  if isinstance(value, np.ndarray):
+    return _plain(value.tolist())
+  if isinstance(value, np.generic):
+    return _plain(value.item())
+  if isinstance(value, float) and not np.isfinite(value):
+    return None
+  return value
+
+
+def write(path: Any, content: str | bytes) -> None:
+  """Writes a file, which appears only when it is complete."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f'{path.name}.partial'
+  if isinstance(content, bytes):
+    temporary.write_bytes(content)
+  else:
+    temporary.write_text(content)
+  temporary.replace(path)

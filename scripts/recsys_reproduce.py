@@ -1,0 +1,202 @@
+r"""Computes tables of the study again, beside the published numbers.
+
+Examples:
+  # Table 4: every method with the parameters that the paper prints.
+  python scripts/recsys_reproduce.py --studies=table_4
+
+  # All tables whose data are given, without what takes minutes a row:
+  python scripts/recsys_reproduce.py --studies=all --fast
+
+  # Tuned by ourselves, 35 configurations each, on validation data:
+  python scripts/recsys_reproduce.py --studies=cmn_citeulike_a \
+      --hparams=search --methods=RP3beta,item_knn_cf_cosine
+
+Each finished row is a file in SAVE_DIR/rows: the same command after an
+interruption goes on where it was. Into --save_dir go STUDY.txt, STUDY.csv and
+index.html, which shows all studies and needs no other file. Rows that differ
+from the published ones by more than their tolerance are marked.
+"""
+
+import dataclasses
+import io
+import json
+
+import _command_line
+import _recsys_data
+import numpy as np
+from absl import flags
+from etils import epath
+
+from jaxpapers import recsys
+from jaxpapers.recsys import methods, report, reproduction, studies
+
+_STUDIES = flags.DEFINE_list(
+  'studies', ['cmn_citeulike_a'], 'Names, their tables (table_4), or all.'
+)
+_METHODS = flags.DEFINE_list(
+  'methods', None, 'Rows to compute; by default all that can be.'
+)
+_HPARAMS = flags.DEFINE_enum(
+  'hparams',
+  'published',
+  ['published', 'search'],
+  'Parameters that the paper prints, or searched on validation data.',
+)
+_FAST = flags.DEFINE_bool(
+  'fast', False, 'Leave out rows that take minutes: SLIM, MF, NMF, iALS, EASE.'
+)
+_TRIALS = flags.DEFINE_integer(
+  'num_trials', 35, 'Configurations of a search.', lower_bound=1
+)
+_RANDOM = flags.DEFINE_integer(
+  'num_random', 5, 'Of these at random.', lower_bound=1
+)
+_MAX_EPOCHS = flags.DEFINE_integer(
+  'max_epochs', None, 'Most epochs in a search.', lower_bound=1
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Compute rows again that are there.'
+)
+_SAVE_DIR = flags.DEFINE_string(
+  'save_dir', 'recsys_reproduction', 'Output folder.'
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir',
+  None,
+  "Folder of the studies' files; by default recsys/ in $JAXPAPERS_DATA.",
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of random methods and searches.')
+_SLOW = ('SLIM', 'MF', 'NMF', 'iALS', 'EASE', 'AsySVD')
+
+
+def main() -> int:
+  """Computes what is missing, writes all; returns the exit code."""
+  folder = epath.Path(_SAVE_DIR.value)
+  sections = []
+  for name in _study_names():
+    study, data = _recsys_data.load_study(name)
+    rows, vectors = [], {}
+    for method in _method_names(study, data):
+      row, vector = _row(study, data, method, folder)
+      rows.append(row)
+      if vector is not None:
+        vectors[row.method] = vector
+      print(
+        f'{study.name}  {row.method}: {report.state(row)}'
+        f' ({row.fit_seconds:.1f} s + {row.evaluate_seconds:.1f} s)'
+        f' {row.error}'.rstrip(),
+        flush=True,
+      )
+    table = report.text(study, rows)
+    _recsys_data.write(folder / f'{study.name}.txt', table)
+    _recsys_data.write(folder / f'{study.name}.csv', report.to_csv(study, rows))
+    print('\n' + table)
+    sections.append((study, rows, _tests(study, rows, vectors)))
+    _recsys_data.write(folder / 'index.html', report.page(sections))
+  counts = [report.state(row) for _, rows, _ in sections for row in rows]
+  print(
+    f'{counts.count("agrees")} rows agree with the paper,'
+    f' {counts.count("differs")} differ, {counts.count("failed")} failed,'
+    f' {counts.count("tuned") + counts.count("-")} cannot be compared.'
+    f' index.html is in {folder}.'
+  )
+  return 0
+
+
+def _study_names():
+  if _STUDIES.value == ['all']:
+    folder = _recsys_data.study_folder()
+    names = [
+      name
+      for name, study in studies.STUDIES.items()
+      if (folder / study.file).is_file()
+    ]
+    if not names:
+      raise _command_line.UsageError(
+        f'--studies=all: {folder} has none of the files of the studies'
+      )
+    return names
+  try:
+    return [studies.find(name).name for name in _STUDIES.value]
+  except ValueError as error:
+    raise _recsys_data.usage(error) from error
+
+
+def _method_names(study, data):
+  known = reproduction.rows_of(study, data)
+  if _METHODS.value is not None:
+    try:
+      return [methods.find(name).name for name in _METHODS.value]
+    except ValueError as error:
+      raise _recsys_data.usage(error) from error
+  if _FAST.value:
+    return [name for name in known if not name.startswith(_SLOW)]
+  return known
+
+
+def _row(study, data, method, folder):
+  """A row from its file, or computed."""
+  stem = method.lower().replace(' ', '_')
+  base = folder / 'rows' / study.name / f'{stem}.{_HPARAMS.value}'
+  file, users = base.with_suffix('.json'), base.with_suffix('.npy')
+  file = base.parent / f'{base.name}.json'
+  users = base.parent / f'{base.name}.npy'
+  if file.exists() and not _OVERWRITE.value:
+    content = json.loads(file.read_text())
+    row = reproduction.Row(**content)
+    if not row.error:
+      return row, np.load(io.BytesIO(users.read_bytes()))
+  try:
+    row, vector = _compute(study, data, method, folder)
+  except (ValueError, ArithmeticError, MemoryError) as error:
+    row = reproduction.failed_row(method, _HPARAMS.value, error)
+    _recsys_data.write_json(file, dataclasses.asdict(row))
+    return row, None
+  content = io.BytesIO()
+  np.save(content, vector)
+  _recsys_data.write(users, content.getvalue())
+  _recsys_data.write_json(file, dataclasses.asdict(row))
+  return row, vector
+
+
+def _compute(study, data, method, folder):
+  if _HPARAMS.value == 'published' or not methods.find(method).space:
+    return reproduction.reproduce_row(study, data, method, seed=_SEED.value)
+  (folder / 'rows').mkdir(parents=True, exist_ok=True)
+  found = reproduction.tune(
+    study,
+    data,
+    method,
+    storage=str(folder / 'rows' / 'search.journal'),
+    n_trials=_TRIALS.value,
+    n_startup=_RANDOM.value,
+    seed=_SEED.value,
+    max_epochs=_MAX_EPOCHS.value,
+    say=lambda line: print(f'{study.name}  {method} {line}', flush=True),
+  )
+  return reproduction.reproduce_row(
+    study,
+    data,
+    method,
+    parameters=reproduction.best_parameters(found.best),
+    source='search',
+    seed=_SEED.value,
+    validation=found.best.value,
+  )
+
+
+def _tests(study, rows, vectors):
+  """Every method against the best, for the metric that is tuned for."""
+  if len(vectors) < 2:
+    return {}
+  best = max(vectors, key=lambda name: vectors[name].mean())
+  return {
+    name: (test.difference, p)
+    for name, (test, p) in recsys.compare_all(
+      vectors, best, resamples=1000
+    ).items()
+  }
+
+
+if __name__ == '__main__':
+  _command_line.run(main)
