@@ -1,5 +1,6 @@
 """The programs, as a user runs them, on text that the test makes."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ from absl.testing import absltest
 
 from jaxpapers import training
 from jaxpapers.product_keys import recipes
-from tests.helpers import scripts
+from tests.helpers import data, scripts
 
 TINY = {
   'num_layers': 1,
@@ -250,6 +251,34 @@ class ScriptsTest(absltest.TestCase):
     (found,) = report['memories'].values()
     self.assertAlmostEqual(found['usage'], results[-1]['usage'], places=9)
     self.assertAlmostEqual(found['kl_w'], results[-1]['kl_w'], places=5)
+
+  @pytest.mark.nightly
+  def test_what_a_memory_is_worth_on_cmudict(self):
+    dictionary = data.require(
+      'product_keys', 'cmudict.dict', source='github.com/cmusphinx/cmudict'
+    )
+    done = scripts.run(
+      'product_keys_cmudict',
+      f'--config.dictionary={dictionary}',
+      f'--workdir={self.folder / "cmudict"}',
+      "--config.variants=('dense','memory_128','memory_128_no_norm')",
+      '--quiet',
+      timeout=3600,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    results = json.loads((self.folder / 'cmudict/results.json').read_text())
+
+    def mean(name, variant):
+      values = [row[name] for row in results if row['variant'] == variant]
+      self.assertLen(values, 3)
+      return np.mean(values)
+
+    accuracy = functools.partial(mean, 'test_accuracy')
+    memory, bare = 'memory_128', 'memory_128_no_norm'
+    self.assertGreaterEqual(accuracy(memory) - accuracy('dense'), 0.01)
+    self.assertGreaterEqual(accuracy(memory) - accuracy(bare), 0.02)
+    self.assertGreaterEqual(mean('usage', memory), 2 * mean('usage', bare))
+    self.assertLess(mean('kl_w', memory), mean('kl_w', bare))
 
   @pytest.mark.slow
   def test_benchmark(self):
