@@ -164,7 +164,7 @@ def from_state_dict(
   try:
     tree = table.to_tree(state, like, allow_unexpected=heads_left_out)
   except weights.WeightMismatchError as error:
-    raise _about(error, origin, config) from None
+    raise _about(error, origin, config, table) from None
   if not keep_head:
     tree['params']['classifier'] = fresh_head(new_head, config)
   return adapt_stem(tree, in_channels)
@@ -364,9 +364,13 @@ def _same_head(state, table, heads, config):
   return False
 
 
-def _about(error, origin, config):
+def _about(error, origin, config, table):
   """The error with what may help."""
   advice = ''
+  order = [target for rule in table.rules for target in rule.targets]
+  wrong = {x.path: str(x) for x in error.misshaped}
+  wrong |= {path: f'{path} is missing' for path in error.missing}
+  first = next((wrong[path] for path in order if path in wrong), '')
   others = [
     x for x in error.misshaped if not x.path.startswith('params/classifier')
   ]
@@ -374,6 +378,7 @@ def _about(error, origin, config):
     advice = (
       f'Is it of another network? The config has width {config.width}, depth'
       f' {config.depth}.'
+      + (f' The first difference: {first}.' if first else '')
     )
   elif error.misshaped:
     advice = (

@@ -10,7 +10,12 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import efficientnet
-from jaxpapers.efficientnet import blocks, model, pretrained_names
+from jaxpapers.efficientnet import (
+  blocks,
+  model,
+  pretrained_names,
+  traced_counts,
+)
 from tests.efficientnet import golden_weights
 from tests.helpers import devices, goldens
 
@@ -360,6 +365,36 @@ class BehaviourTest(parameterized.TestCase):
     ):
       total = sum(leaf.size for leaf in jax.tree.leaves(shapes[name]))
       self.assertEqual(total, count)
+
+  @parameterized.parameters('b0', 'b4')
+  def test_multiply_adds_as_traced(self, variant):
+    config = efficientnet.config_for(variant, depthwise_impl='lax')
+    net = efficientnet.EfficientNet(config)
+    size = config.resolution
+    x = jax.ShapeDtypeStruct((1, size, size, 3), 'float32')
+    found = traced_counts.traced_macs(
+      net.apply, golden_weights.shapes(config), x
+    )
+    self.assertEqual(found, efficientnet.count_macs(config).total)
+
+  def test_traced_counts_of_loops_and_branches(self):
+    w = jnp.ones((4, 4))
+
+    def scanned(x):
+      return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
+
+    def branched(x):
+      return jax.lax.cond(x[0] > 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+
+    def looped(x):
+      return jax.lax.while_loop(lambda x: x[0] > 0, lambda x: x @ w, x)
+
+    x = jnp.ones(4)
+    self.assertEqual(traced_counts.traced_macs(scanned, x), 80)
+    self.assertEqual(traced_counts.traced_macs(branched, x), 32)
+    self.assertEqual(traced_counts.traced_macs(jax.jit(scanned), x), 80)
+    with self.assertRaisesRegex(ValueError, 'while loop'):
+      traced_counts.traced_macs(looped, x)
 
   def test_multiply_adds_as_compiled(self):
     config = golden_weights.tiny()

@@ -227,10 +227,11 @@ class MismatchTest(parameterized.TestCase):
 
   def test_other_network(self):
     with self.assertRaisesRegex(
-      weights.WeightMismatchError, 'params/stem_conv/kernel'
+      weights.WeightMismatchError,
+      'another network.*first difference: params/stem_conv/kernel',
     ) as caught:
       self.load(efficientnet.ModelConfig(num_classes=10))
-    self.assertIn('another network', str(caught.exception))
+    self.assertNotEmpty(caught.exception.missing)
 
   def test_classes(self):
     other = self.config.replace(num_classes=7)
