@@ -12,7 +12,8 @@ FIELDS = """Config fields (--config.NAME=VALUE):
   model.name            efficientnet-b0 ... -b8, -l2, -lite0 ...; timm's names
   model.options         fields of ModelConfig to change, as
                         --config.model.options.stem_stride=1 (all are listed in
-                        jaxpapers.efficientnet.ModelConfig)
+                        jaxpapers.efficientnet.ModelConfig); blocks is a tuple
+                        of block strings
   bfloat16              whether activations are bfloat16
   data.kind             imagenet, tfrecord, folder, cifar10, cifar100, archive
   data.folder           where the images are
@@ -127,6 +128,7 @@ _NUMBER_OPTIONS = (
 def _options(defaults):
   """Fields of a ModelConfig that a command line can change; None: as named."""
   options = ml_collections.ConfigDict({'remat': defaults.remat})
+  options.blocks = ml_collections.config_dict.placeholder(tuple)
   for name in (*_TEXT_OPTIONS, *_NUMBER_OPTIONS):
     default = getattr(defaults, name)
     placeholder = float if isinstance(default, float) else type(default)
