@@ -18,7 +18,11 @@ from jaxpapers.product_keys.optimizers import (
   xlm_adam,
 )
 from jaxpapers.product_keys.quantize import QuantizedTable, quantize_values
-from jaxpapers.product_keys.retrieval import flat_key_topk, product_key_topk
+from jaxpapers.product_keys.retrieval import (
+  addressing_loss,
+  flat_key_topk,
+  product_key_topk,
+)
 from jaxpapers.product_keys.row_sparse import (
   RowSparse,
   row_sparse_sum,
@@ -58,6 +62,7 @@ __all__ = [
   'ShardedBag',
   'TableLayout',
   'TransformerLM',
+  'addressing_loss',
   'clip_by_row_norm',
   'embedding_bag',
   'embedding_dot',

@@ -111,18 +111,17 @@ def scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
         some_m, some_v = moments(some_g.astype(m.dtype), m[at], v[at], skipped)
         step = direction(some_m, some_v, correct1, correct2)
         step = jnp.where((some_ids < n)[:, None], step, 0).astype(g.dtype)
-        # All of it before anything is changed: otherwise XLA copies g.
-        some_m, some_v, step = jax.lax.optimization_barrier(
-          (some_m, some_v, step)
-        )
         # Out of range where a place of the gradient is not used: dropped.
         options = {'mode': 'drop', 'indices_are_sorted': True}
-        return (
-          jax.lax.dynamic_update_slice_in_dim(g, step, start, 0),
-          m.at[some_ids].set(some_m, **options),
-          v.at[some_ids].set(some_v, **options),
-          *(x.at[some_ids].set(count, **options) for x in last),
-        )
+        m = m.at[some_ids].set(some_m, **options)
+        v = v.at[some_ids].set(some_v, **options)
+        last = [x.at[some_ids].set(count, **options) for x in last]
+        # XLA copies all of g unless its change depends on what else reads it;
+        # squares are never negative.
+        late = jnp.square(m[at[0], 0]) + jnp.square(v[at[0], 0]) < -1
+        start = start + late.astype(jnp.int32)
+        g = jax.lax.dynamic_update_slice_in_dim(g, step, start, 0)
+        return g, m, v, *last
 
       size = max(1, _CHUNK // g.shape[1])
       whole, rest = divmod(ids.shape[0], size)

@@ -19,6 +19,7 @@ from jaxpapers.product_keys.bag import embedding_bag
 from jaxpapers.product_keys.checks import check_input, check_options
 from jaxpapers.product_keys.quantize import read_table
 from jaxpapers.product_keys.retrieval import (
+  addressing_loss,
   check_k,
   check_sub_keys,
   flat_key_topk,
@@ -38,6 +39,8 @@ class ProductKeyMemory(nn.Module):
   layer keeps there what it read, and where a collection 'perturbations' is
   given its 'value_out' is added to the sum of values: from both follows the
   gradient of the table without an array of its size (`sparse_value_grads`).
+  Where the collection 'losses' is mutable it gets 'addressing', see
+  `addressing_loss`.
 
   Attributes:
     n_keys: Keys in each half.
@@ -85,6 +88,8 @@ class ProductKeyMemory(nn.Module):
       as many rows as slots.
     zero_values: Whether values begin with zero.
     prune: See `product_key_topk`.
+    recall: See `product_key_topk`; None for exact search.
+    output_norm: Whether layer normalisation follows the sum of values.
     bag: Function (values, ids, weights) that sums rows, such as one of
       `sharding.make_sharded_bag`.
     momentum: Of batch normalisation.
@@ -134,6 +139,8 @@ class ProductKeyMemory(nn.Module):
   modulo: int = 0
   zero_values: bool = False
   prune: bool = True
+  recall: float | None = None
+  output_norm: bool = False
   bag: Callable = embedding_bag
   momentum: float = 0.1
   axis_name: Any = None
@@ -202,7 +209,7 @@ class ProductKeyMemory(nn.Module):
     else:
       query = self._query(flat, valid, train, k_dim)
     query = self._drop(query, self.query_dropout, train)
-    scores, ids = self._search(query, k_dim)
+    scores, ids = self._search(query, k_dim, valid)
     weights = weighting.score_weights(
       scores,
       self.score,
@@ -219,6 +226,8 @@ class ProductKeyMemory(nn.Module):
     weights = weights.reshape(ids.shape)
     y = self._read(flat, ids, weights, values)
     y = self._finish(flat, y)
+    if self.output_norm:
+      y = nn.LayerNorm(param_dtype=self.param_dtype, name='output_norm')(y)
     if valid is not None:
       y = jnp.where(valid[:, None], y, 0)
     y = self._drop(y, self.value_dropout, train)
@@ -284,15 +293,18 @@ class ProductKeyMemory(nn.Module):
       kernels=self.query_kernels, residual=self.query_residual, **options
     )
 
-  def _search(self, query, k_dim: int):
+  def _search(self, query, k_dim: int, valid):
     """Scores and ids [T, H, k]."""
     shape = (self.n_keys, k_dim // 2)
     keys = self._keys(shape, (self.heads, 2, *shape))
-    return self._find(
-      functools.partial(product_key_topk, k=self.knn, prune=self.prune),
-      query,
-      keys,
+    if not self.is_initializing() and self.is_mutable_collection('losses'):
+      self.put_variable(
+        'losses', 'addressing', addressing_loss(query, keys, valid)
+      )
+    search = functools.partial(
+      product_key_topk, k=self.knn, prune=self.prune, recall=self.recall
     )
+    return self._find(search, query, keys)
 
   def _find(self, function, query, keys):
     # A bag for several devices spreads the search, too.
@@ -427,11 +439,12 @@ class FlatMemory(ProductKeyMemory):
     check_k(self.knn, self.n_keys, 'keys, n_keys', 'knn')
     check_options(self, dim, k_dim)
 
-  def _search(self, query, k_dim: int):
+  def _search(self, query, k_dim: int, valid):
+    del valid
     shape = (self.n_keys, k_dim)
     keys = self._keys(shape, (self.heads, *shape))
-    function = functools.partial(flat_key_topk, k=self.knn)
-    return self._find(function, query[:, :, 0], keys)
+    search = functools.partial(flat_key_topk, k=self.knn, recall=self.recall)
+    return self._find(search, query[:, :, 0], keys)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -70,3 +70,11 @@ def read_table(bag: Callable, table: Any, ids: jax.Array, weights: jax.Array):
     return bag(table, ids, weights)
   scale = table.scale.at[ids].get(mode='fill', fill_value=0)
   return bag(table.rows, ids, weights * scale)
+
+
+def dot_table(dot: Callable, table: Any, ids: jax.Array, x: jax.Array):
+  """`dot(table, ids, x)`, for quantized tables too."""
+  if not isinstance(table, QuantizedTable):
+    return dot(table, ids, x)
+  scale = table.scale.at[ids].get(mode='fill', fill_value=0)
+  return dot(table.rows, ids, x) * scale

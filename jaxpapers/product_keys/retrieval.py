@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-__all__ = ['flat_key_topk', 'product_key_topk']
+__all__ = ['addressing_loss', 'flat_key_topk', 'product_key_topk']
 
 # Ids are int32: the largest n with n * n < 2^31.
 MAX_SUB_KEYS = math.isqrt(2**31 - 1)
@@ -22,6 +22,7 @@ def product_key_topk(
   *,
   prune: bool = True,
   precision: str | jax.lax.Precision = 'highest',
+  recall: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Scores and ids of the k best of n * n product keys.
 
@@ -41,14 +42,17 @@ def product_key_topk(
       instead of 1024 where k is 32.
     precision: Of the products. Less than 'highest' changes which keys are
       found on GPU and TPU.
+    recall: None for an exact search; otherwise the share of the k best of each
+      half that TPUs have to find (`jax.lax.approx_max_k`), which is faster
+      there. Other devices find all.
 
   Returns:
     Scores in descending order, float32 or wider, `[T, H, k]`, and int32 ids
     `[T, H, k]`.
 
   Raises:
-    ValueError: If shapes do not fit, `k` is out of range or n * n does not fit
-      int32.
+    ValueError: If shapes do not fit, `k` or `recall` is out of range or n * n
+      does not fit int32.
 
   Example:
     >>> q = jnp.array([[[[1.0], [1.0]]]])
@@ -74,14 +78,10 @@ def product_key_topk(
   n = keys.shape[2]
   check_sub_keys('keys', n)
   check_k(k, n, 'keys of each half')
-  # bfloat16 scores tie, and any of many slots would be taken.
-  wide = jnp.promote_types(jnp.promote_types(q.dtype, keys.dtype), jnp.float32)
-  scores = jnp.einsum(
-    'thpd,hpnd->thpn', q.astype(wide), keys.astype(wide), precision=precision
-  )
+  scores = _half_scores(q, keys, precision)
   # XLA would move the slices below into this top_k, which on CPU makes a sort
   # of all scores out of it: 7 times the time of the whole search.
-  best, ranks = jax.lax.optimization_barrier(jax.lax.top_k(scores, k))
+  best, ranks = jax.lax.optimization_barrier(_top(scores, k, recall))
   best0, best1 = best[:, :, 0], best[:, :, 1]
   ids0, ids1 = ranks[:, :, 0] * n, ranks[:, :, 1]
   # With row a go the columns b < k // (a + 1). Slices, since gathering the
@@ -91,6 +91,61 @@ def product_key_topk(
   pairs = _pairs(ids0, ids1, widths)
   found, place = jax.lax.top_k(sums, k)
   return found, jnp.take_along_axis(pairs, place, axis=-1)
+
+
+def _half_scores(q, keys, precision) -> jax.Array:
+  """Products of the halves of queries and keys, [T, H, 2, n]."""
+  # bfloat16 scores tie, and any of many slots would be taken.
+  wide = jnp.promote_types(jnp.promote_types(q.dtype, keys.dtype), jnp.float32)
+  return jnp.einsum(
+    'thpd,hpnd->thpn', q.astype(wide), keys.astype(wide), precision=precision
+  )
+
+
+def _top(scores: jax.Array, k: int, recall: float | None):
+  if recall is None:
+    return jax.lax.top_k(scores, k)
+  if not 0 < recall <= 1:
+    raise ValueError(f'recall is {recall}; expected above 0 and at most 1.')
+  return jax.lax.approx_max_k(scores, k, recall_target=recall)
+
+
+def addressing_loss(
+  q: jax.Array,
+  keys: jax.Array,
+  mask: jax.Array | None = None,
+  *,
+  precision: str | jax.lax.Precision = 'highest',
+) -> jax.Array:
+  """Minus the entropy of how often keys are meant, against disuse.
+
+  With p the mean over tokens of the softmax over the n keys of a half, `sum p
+  log p`, averaged over heads and halves (as in FwPKM, arXiv:2601.00671):
+  -log n where all keys are used alike, 0 where a single one is.
+
+  Args:
+    q: Halves of the queries, `[T, H, 2, half]`.
+    keys: Codebooks `[H, 2, n, half]`.
+    mask: Tokens that count, bool `[T]`; all by default.
+    precision: Of the products.
+
+  Returns:
+    A scalar.
+
+  Example:
+    >>> loss = addressing_loss(jnp.zeros((3, 1, 2, 4)), jnp.ones((1, 2, 8, 4)))
+    >>> float(loss) == -float(jnp.log(8.0))
+    True
+  """
+  p = jax.nn.softmax(_half_scores(q, keys, precision), axis=-1)
+  if mask is None:
+    p = p.mean(axis=0)
+  else:
+    kept = mask[:, None, None, None]
+    p = jnp.where(kept, p, 0).sum(axis=0) / jnp.maximum(mask.sum(), 1)
+  # Finite gradients where nothing is meant.
+  logs = jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
+  return (p * logs).sum(axis=-1).mean()
 
 
 def _pairs(x: jax.Array, y: jax.Array, widths: list[int]) -> jax.Array:
@@ -113,6 +168,7 @@ def flat_key_topk(
   k: int,
   *,
   precision: str | jax.lax.Precision = 'highest',
+  recall: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Scores and ids of the k best of N keys that are not products.
 
@@ -121,13 +177,14 @@ def flat_key_topk(
     keys: `[H, N, d]`, or one `[N, d]` for all heads.
     k: How many to return, at most N.
     precision: Of the products.
+    recall: See `product_key_topk`.
 
   Returns:
     Scores in descending order, float32 or wider, `[T, H, k]`, and int32 ids
     `[T, H, k]`.
 
   Raises:
-    ValueError: If shapes do not fit or `k` is out of range.
+    ValueError: If shapes do not fit, or `k` or `recall` is out of range.
 
   Example:
     >>> keys = jnp.array([[[1.0], [3.0], [2.0]]])
@@ -150,7 +207,7 @@ def flat_key_topk(
   scores = jnp.einsum(
     'thd,hnd->thn', q.astype(wide), keys.astype(wide), precision=precision
   )
-  found, ids = jax.lax.top_k(scores, k)
+  found, ids = _top(scores, k, recall)
   return found, ids
 
 

@@ -207,7 +207,8 @@ def sparse_value_grads(
     A tree of `RowSparse`: of the modules of `reads`, or like 'memory'.
 
   Raises:
-    ValueError: If reads belong to no table, or a table is not read.
+    ValueError: If reads belong to no table, or a table is not read or has
+      another rank.
 
   Example:
     >>> read = {'ids': jnp.array([[1]]), 'weights': jnp.array([[2.0]])}
@@ -248,6 +249,12 @@ def sparse_value_grads(
     if path not in found:
       raise ValueError(f'{"/".join(path)} is a table that no layer reads.')
     rows = num_rows if tables is None else tables[path].shape[0]
+    if tables is not None and len(tables[path].shape) != 2:
+      raise ValueError(
+        f'{"/".join(path)} has shape {tables[path].shape}; expected [N, D].'
+        ' Layers that are one module (scan_layers) have a table each in one'
+        ' array: give them dense gradients (sparse_values=False).'
+      )
     node = result
     for part in path[:-1]:
       node = node.setdefault(part, {})

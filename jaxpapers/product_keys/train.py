@@ -1,7 +1,7 @@
 """Training steps in which gradients of value tables are rows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def sparse_value_and_grad(
 
   Raises:
     ValueError: If `accumulate` is below 1 or, when called, does not divide the
-      batch.
+      batch, parameters have no tables, or the loss hides what was read.
 
   Example:
     >>> from jaxpapers import product_keys as pk
@@ -71,6 +71,13 @@ def sparse_value_and_grad(
     raise ValueError(f'accumulate is {accumulate}; expected 1 or more.')
 
   def function(params, model_state, batch, rng):
+    if not isinstance(params, Mapping) or not params.get('memory'):
+      names = sorted(params) if isinstance(params, Mapping) else type(params)
+      raise ValueError(
+        f'params has {names}; expected a dictionary of collections with the'
+        " tables in 'memory'. Without a table use jax.value_and_grad, or"
+        ' training.make_train_step.'
+      )
     tables = params['memory']
     layouts = None if mesh is None else table_layouts(tables, rules, mesh)
     if accumulate == 1:
@@ -99,6 +106,12 @@ def _factors(loss_fn, params, model_state, batch, rng):
   others = {name: tree for name, tree in params.items() if name != 'memory'}
   asked = {**model_state, 'reads': {}, 'perturbations': {}}
   shapes = jax.eval_shape(loss_fn, params, asked, batch, rng)[1][0]
+  if not shapes.get('reads') or not shapes.get('perturbations'):
+    raise ValueError(
+      "loss_fn returned a model_state without 'reads' and 'perturbations';"
+      ' expected it to apply the model to {**params, **model_state} with'
+      ' mutable=list(model_state), and to return what changed.'
+    )
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), shapes['perturbations']
   )

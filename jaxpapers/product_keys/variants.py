@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxpapers.product_keys import weighting
 from jaxpapers.product_keys.bag import embedding_dot
 from jaxpapers.product_keys.memory import ProductKeyMemory
+from jaxpapers.product_keys.quantize import dot_table, read_table
 
 __all__ = ['MemoryPlus', 'PEER']
 
@@ -96,8 +97,8 @@ class PEER(ProductKeyMemory):
     down = self._table('down', self.v_dim or x.shape[-1], down)
     # A bag for several devices brings its own.
     dot = getattr(self.bag, 'dot', embedding_dot)
-    hidden = self._perturb('up_out', dot(up, ids, x))
+    hidden = self._perturb('up_out', dot_table(dot, up, ids, x))
     weights = weights * jax.nn.gelu(hidden, approximate=False)
     self._keep('up', ids=ids, inputs=x.astype(jnp.float32))
     self._keep('down', ids=ids, weights=weights)
-    return self._perturb('down_out', self.bag(down, ids, weights))
+    return self._perturb('down_out', read_table(self.bag, down, ids, weights))

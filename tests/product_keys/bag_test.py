@@ -205,6 +205,10 @@ class RowSparseTest(parameterized.TestCase):
       row_sparse.sparse_value_grads(
         reads, g, {'values': table, 'c': {'values': table}}
       )
+    with self.assertRaisesRegex(ValueError, r'values has shape .2, 10, 5.'):
+      row_sparse.sparse_value_grads(
+        reads, g, {'values': np.zeros((2, 10, 5), np.float32)}
+      )
     with self.assertRaisesRegex(ValueError, 'has no a/m/value_out'):
       row_sparse.sparse_value_grads(reads, {'a': {'m': {}}}, 10)
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import product_keys as pk
@@ -129,6 +130,16 @@ class LayerTest(parameterized.TestCase):
       np.testing.assert_array_equal(one, two)
       self.assertGreater(float(jnp.abs(one - plain).max()), 1e-3)
 
+  def test_output_norm_and_addressing_loss(self):
+    x = tokens()
+    module = pk.ProductKeyMemory(**SMALL, score='relu', output_norm=True)
+    variables = made(module, x)
+    self.assertNotIn('losses', variables)
+    y, changed = module.apply(variables, x, train=False, mutable=['losses'])
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(-1), 1, atol=1e-2)
+    self.assertBetween(float(changed['losses']['addressing']), -np.log(8), 0)
+
   def test_dense_values_are_a_parameter(self):
     module = pk.ProductKeyMemory(**SMALL, sparse_values=False)
     variables = made(module, tokens())
@@ -190,6 +201,17 @@ class LayerTest(parameterized.TestCase):
     small = apply({**variables, 'memory': {'values': quantized}})
     wide = apply({**variables, 'memory': {'values': quantized.dequantize()}})
     np.testing.assert_allclose(small, wide, atol=1e-6)
+    experts = pk.PEER(**SMALL)
+    variables = dict(made(experts, x))
+    tables = {k: pk.quantize_values(v) for k, v in variables['memory'].items()}
+    small, wide = (
+      experts.apply({**variables, 'memory': memory}, x, train=False)
+      for memory in (
+        tables,
+        {k: v.dequantize() for k, v in tables.items()},
+      )
+    )
+    np.testing.assert_allclose(small, wide, atol=1e-5)
     with self.assertRaisesRegex(ValueError, 'values has NaN'):
       pk.quantize_values(table * jnp.nan)
     with self.assertRaisesRegex(ValueError, 'values has shape'):
@@ -205,6 +227,7 @@ class ImageTest(parameterized.TestCase):
     return y, changed, variables
 
   @parameterized.parameters('one', 'per_half')
+  @pytest.mark.slow
   def test_kernels_of_one_pixel_are_the_network_for_tokens(self, net):
     x = tokens((2, 3, 4, 16))
     options = SMALL | {'query_net': net, 'query_sizes': (6,)}

@@ -142,6 +142,43 @@ class ProductKeyTopkTest(parameterized.TestCase):
     one = retrieval.flat_key_topk(q, keys[0], 7)
     np.testing.assert_array_equal(one[1][:, 0], ids[:, 0])
 
+  def test_recall(self):
+    q, keys, k = draw(5)
+    exact = search(q, keys, k)
+
+    def approximate(q, keys):
+      return retrieval.product_key_topk(q, keys, k, recall=0.9)
+
+    jitted = jax.jit(approximate)
+    self.assertIn('approx_top_k', str(jax.make_jaxpr(approximate)(q, keys)))
+    # On CPU everything is found.
+    jax.tree.map(np.testing.assert_array_equal, jitted(q, keys), exact)
+    flat = q[:, :, 0], keys[:, 0]
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      retrieval.flat_key_topk(*flat, k, recall=0.9),
+      retrieval.flat_key_topk(*flat, k),
+    )
+    with self.assertRaisesRegex(ValueError, 'recall is 0'):
+      retrieval.product_key_topk(q, keys, k, recall=0.0)
+
+  def test_addressing_loss(self):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((5, 2, 2, 3)).astype(np.float32)
+    keys = rng.standard_normal((2, 2, 6, 3)).astype(np.float32)
+    s = np.exp(np.einsum('thpd,hpnd->thpn', q, keys))
+    p = (s / s.sum(-1, keepdims=True))[:3].mean(0)
+    mask = jnp.arange(5) < 3
+    loss = retrieval.addressing_loss(q, keys, mask)
+    np.testing.assert_allclose(loss, (p * np.log(p)).sum(-1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+      loss, retrieval.addressing_loss(q[:3], keys), rtol=1e-6
+    )
+    # One key alone: no NaN, nor in the gradient.
+    far = jax.value_and_grad(retrieval.addressing_loss)(1e4 * q[:1], keys)
+    self.assertEqual(float(far[0]), 0)
+    self.assertTrue(bool(jnp.isfinite(far[1]).all()))
+
   def test_bad_input(self):
     q, keys = jnp.zeros((2, 3, 2, 4)), jnp.zeros((3, 2, 8, 4))
     with self.assertRaisesRegex(ValueError, 'k is 9; expected 1 to 8'):

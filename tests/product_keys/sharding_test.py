@@ -69,7 +69,7 @@ class ShardingTest(absltest.TestCase):
   raises('split evenly', lambda: pk.shard_value_table(values[:31], mesh))
   raises('axis is', lambda: pk.shard_value_table(values, mesh, 'x'))
   raises('kind is', lambda: pk.shard_value_table(values, mesh, kind='r'))
-  raises('x has', lambda: bag.dot(values, ids, x[:, :2]) and None)
+  raises('and x', lambda: bag.dot(values, ids, x[:, :2]) and None)
   raises('weights', lambda: bag(values, ids, weights.T) and None)
   raises(
     'only its rows or only',
@@ -112,10 +112,11 @@ class ShardingTest(absltest.TestCase):
     devices.run(
       SETUP
       + """
-  slots, width, reads, batch_tokens = 4096, 16, 4, 32
+  slots, width, reads, batch_tokens = 4096, 16, 4, 64
+  make = training.make_mesh
   batch = {
-    'inputs': jnp.asarray(np.arange(32).reshape(4, 8) % 20),
-    'targets': jnp.asarray(np.arange(1, 33).reshape(4, 8) % 20),
+    'inputs': jnp.asarray(np.arange(64).reshape(8, 8) % 20),
+    'targets': jnp.asarray(np.arange(1, 65).reshape(8, 8) % 20),
   }
 
   def train(cls, mesh, axis='mem', kind='row', mode='lazy', accumulate=1):
@@ -156,7 +157,7 @@ class ShardingTest(absltest.TestCase):
       one = batch_tokens * (width + 2 * reads) * 4
       assert travels < 8 * tables * one, (axis, kind, found)
       dense = sum(x.size for x in jax.tree.leaves(state.params['params']))
-      assert reduced < 2 * dense * 4, (axis, kind, reduced)
+      assert reduced < 2 * dense * 4 + 4 * one, (axis, kind, reduced)
       assert travels < slots * width * 4 / 8
       used = compiled.memory_analysis()
       assert used.alias_size_in_bytes > 3 * tables * local, (axis, kind)
@@ -177,7 +178,6 @@ class ShardingTest(absltest.TestCase):
     assert moments
     return jax.device_get((state.params, state.model_state, moments, metrics))
 
-  make = training.make_mesh
   product = train(pk.ProductKeyMemory, None)
   close(train(pk.ProductKeyMemory, make('data:2,mem:4')), product)
   close(

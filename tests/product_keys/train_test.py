@@ -80,8 +80,8 @@ class InPlaceTest(parameterized.TestCase):
       jax.ShapeDtypeStruct(shape, dtype)
       for shape, dtype in (
         ((65536, 64), 'float32'),
-        ((8, 4), 'int32'),
-        ((8, 4), 'float32'),
+        ((8, 32), 'int32'),
+        ((8, 32), 'float32'),
       )
     ]
     jitted = jax.jit(step, donate_argnums=0)
@@ -118,6 +118,7 @@ class AccumulationTest(parameterized.TestCase):
     )
     self.assertEqual(int(two[1]['count']), 17)
 
+  @pytest.mark.slow
   def test_statistics_run_through_microbatches(self):
     model = language_model()
     tx = pk.memory_optimizer(optax.sgd(0.1), mode='lazy')
@@ -172,6 +173,12 @@ class AccumulationTest(parameterized.TestCase):
       pk.sparse_value_and_grad(loss_fn, accumulate=0)
     with self.assertRaisesRegex(ValueError, "'inputs' has 4 examples"):
       self._gradients(language_model(), text(), 3)
+    function = pk.sparse_value_and_grad(lambda p, s, b, r: (0.0, (s, {})))
+    table = {'memory': {'values': jnp.ones((4, 2))}}
+    with self.assertRaisesRegex(ValueError, "params has .'params'."):
+      function({'params': {}}, {}, text(), jax.random.key(0))
+    with self.assertRaisesRegex(ValueError, "without 'reads'"):
+      function(table, {}, text(), jax.random.key(0))
 
 
 if __name__ == '__main__':
