@@ -43,13 +43,13 @@ def get_config(variant='cifar'):
     config.ppo.batch = 8
     config.validation = 1000
     config.space = dict(
-      reference=((8, 16, 24), (1, 1, 1)),
-      strides=(1, 2, 2),
+      reference=((8, 16), (1, 1)),
+      strides=(2, 2),
       divisor=4,
       stem=8,
       stem_stride=1,
       head=96,
-      resolution=8,
+      resolution=12,
     )
     config.objective.target = 2e5
     config.images = 3000
