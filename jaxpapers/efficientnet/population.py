@@ -74,12 +74,14 @@ class MaskedNetwork(linen.Module):
     bn_momentum: Share of the old statistics.
     bn_epsilon: Added to variances.
     dropout_rate: Before the classifier.
+    depthwise_impl: As in `nn.depthwise_conv`.
   """
 
   space: SearchSpace
   bn_momentum: float = 0.9
   bn_epsilon: float = 1e-3
   dropout_rate: float = 0.0
+  depthwise_impl: str = 'auto'
 
   @linen.compact
   def __call__(
@@ -150,7 +152,12 @@ class MaskedNetwork(linen.Module):
     weights = _Kernel(
       (_LARGEST, _LARGEST, 1, width), name=f'{name}_depthwise_conv'
     )(jnp.sqrt(2.0) / side)
-    y = nn.depthwise_conv(y, weights * _ring(small)[..., None, None], stride)
+    y = nn.depthwise_conv(
+      y,
+      weights * _ring(small)[..., None, None],
+      stride,
+      impl=self.depthwise_impl,
+    )
     y = jax.nn.silu(self._norm(y, f'{name}_depthwise', train))
     y = _mask(y, middle)
     y = self._squeeze(y, f'{name}_', middle, squeezed, widest, se > 0)
@@ -233,6 +240,7 @@ class MaskedPopulation:
     members: How many at once.
     bn_momentum: Share of the old statistics.
     dropout_rate: Before the classifier.
+    depthwise_impl: As in `nn.depthwise_conv`.
 
   Example:
     >>> space = SearchSpace(((8,), (1,)), (2,), stem=8, head=16, num_classes=2)
@@ -248,6 +256,7 @@ class MaskedPopulation:
   members: int
   bn_momentum: float = 0.9
   dropout_rate: float = 0.0
+  depthwise_impl: str = 'auto'
 
   @property
   def module(self) -> MaskedNetwork:
@@ -256,6 +265,7 @@ class MaskedPopulation:
       self.space,
       bn_momentum=self.bn_momentum,
       dropout_rate=self.dropout_rate,
+      depthwise_impl=self.depthwise_impl,
     )
 
   def check(self, tokens: Any) -> np.ndarray:

@@ -49,6 +49,7 @@ class SearchNetwork(linen.Module):
     bn_momentum: Share of the old statistics.
     bn_epsilon: Added to variances.
     dropout_rate: Before the classifier.
+    depthwise_impl: As in `nn.depthwise_conv`.
 
   Example:
     >>> space = SearchSpace(width=0.25, num_classes=10, resolution=32)
@@ -65,6 +66,7 @@ class SearchNetwork(linen.Module):
   bn_momentum: float = 0.9
   bn_epsilon: float = 1e-3
   dropout_rate: float = 0.0
+  depthwise_impl: str = 'auto'
 
   @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -106,6 +108,7 @@ class SearchNetwork(linen.Module):
       y = nn.DepthwiseConv(
         layer.kernel,
         layer.stride,
+        impl=self.depthwise_impl,
         kernel_init=depthwise_init,
         name=f'{name}_depthwise_conv',
       )(y)

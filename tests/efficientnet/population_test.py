@@ -37,7 +37,8 @@ def inputs():
 
 def random_variables(members, tokens):
   """All weights away from what they begin with, norms and biases included."""
-  population = nas.MaskedPopulation(SPACE, members)
+  # 'lax' compiles faster; `nn` has tests of the other forms.
+  population = nas.MaskedPopulation(SPACE, members, depthwise_impl='lax')
   variables = population.init(jax.random.key(0), inputs()[0], tokens)
   leaves, structure = jax.tree.flatten(variables)
   rng = np.random.default_rng(0)
@@ -81,7 +82,9 @@ def masked(members):
 
 def alone(tokens, variables):
   """The same of one network by itself."""
-  model = nas.SearchNetwork(SPACE, tuple(tokens.ravel().tolist()))
+  model = nas.SearchNetwork(
+    SPACE, tuple(tokens.ravel().tolist()), depthwise_impl='lax'
+  )
   x, labels = inputs()
 
   @jax.jit
