@@ -12,8 +12,8 @@ Examples:
 It counts pairs that are in training and test data, stored negatives that are in
 training, users and items without history; compares the popularity of the test
 part with that of all data and of a random part of the same size; and, with
---method, says what a metric is worth in the best and in the worst order of equal
-scores. --findings prints what the study found in each of its 18 papers.
+--method, says what a metric is worth in the best and in the worst order of
+equal scores. --findings prints what the study found in each of its 18 papers.
 
 The exit code is 1 if something was found, so that it can guard a pipeline.
 """

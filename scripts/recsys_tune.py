@@ -12,8 +12,8 @@ Examples:
 
 What is tried is in SAVE_DIR/search.journal. A search that was killed goes on
 with the same command and loses the configuration that it was at. Test data are
-evaluated once at the end, with --evaluate_test, after a last fit on training and
-validation data; never before.
+evaluated once at the end, with --evaluate_test, after a last fit on training
+and validation data; never before.
 
 Into --save_dir go search.journal and tuned.json: the best parameters, their
 validation metric, and all trials.

@@ -124,7 +124,7 @@ def ease_weights(gram: Any, l2: Any) -> jax.Array:
   Example:
     >>> x = jnp.array([[1.0, 1, 0], [1, 1, 1], [0, 0, 1]])
     >>> ease_weights(x.T @ x, 1.0)[0].round(3).tolist()
-    [0.0, 0.6000000238418579, 0.125]
+    [0.0, 0.625, 0.20000000298023224]
   """
   gram = jnp.asarray(gram)
   eye = jnp.eye(gram.shape[0], dtype=gram.dtype)

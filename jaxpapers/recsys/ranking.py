@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import score
-from jaxpapers.recsys.similarities import keep_top
 
 TIES = ('index', 'expected', 'optimistic', 'pessimistic')
 
@@ -169,14 +168,16 @@ def top_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     Items int32 `[b, k]`, -1 where there are no more; their scores.
   """
-  k = min(k, scores.shape[1])
-  items = np.nonzero(keep_top(scores, k))[1].reshape(len(scores), k)
-  values = np.take_along_axis(scores, items, 1)
-  order = np.argsort(-values, axis=1, kind='stable')
-  items = np.take_along_axis(items, order, 1).astype(np.int32)
-  values = np.take_along_axis(values, order, 1)
+  values, items = _top_k(scores, min(k, scores.shape[1]))
+  values, items = np.asarray(values), np.array(items)
   items[values == -np.inf] = -1
   return items, values
+
+
+@functools.partial(jax.jit, static_argnums=(1,))
+def _top_k(scores, k):
+  # Unlike numpy's partition it does not mind that most scores are equal.
+  return jax.lax.top_k(scores, k)
 
 
 @functools.partial(jax.jit, static_argnames=('k',))

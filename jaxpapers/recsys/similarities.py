@@ -313,10 +313,10 @@ def keep_top(
   n = rows.shape[1]
   if k >= n:
     return np.ones(rows.shape, bool) if zeros else rows != 0
+  if not zeros:
+    return _keep_top_stored(rows, k, ties)
   threshold = np.partition(rows, n - k, axis=1)[:, n - k, None]
   keep = rows >= threshold
-  if not zeros:
-    keep &= rows != 0
   if ties == 'keep':
     return keep
   many = np.flatnonzero(np.count_nonzero(keep, axis=1) > k)
@@ -326,8 +326,25 @@ def keep_top(
     equal, above = part == limit, part > limit
     left = k - np.count_nonzero(above, axis=1)[:, None]
     keep[some] = above | (equal & (np.cumsum(equal, 1, np.int32) <= left))
-    if not zeros:
-      keep[some] &= part != 0
+  return keep
+
+
+def _keep_top_stored(rows, k, ties):
+  """The same without zeros: a partition of many equal numbers is slow."""
+  keep = rows != 0
+  if rows.size and rows.min() < 0:
+    # Zeros, though not stored, come before what is negative.
+    return keep & keep_top(rows, k, ties)
+  for row in np.flatnonzero(np.count_nonzero(keep, axis=1) > k):
+    where = np.flatnonzero(keep[row])
+    values = rows[row, where]
+    threshold = np.partition(values, len(values) - k)[len(values) - k]
+    inside = values >= threshold
+    if ties == 'index' and np.count_nonzero(inside) > k:
+      equal = np.flatnonzero(values == threshold)
+      above = np.count_nonzero(values > threshold)
+      inside[equal[k - above :]] = False
+    keep[row, where] = inside
   return keep
 
 
