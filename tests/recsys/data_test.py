@@ -158,7 +158,10 @@ class ReadersTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('a.csv', 'u1,i1,5\nu1,i2,3\nu2,i1,4\n'),
-    ('b.csv', 'userId,movieId,rating,timestamp\nu1,i1,5,9\nu1,i2,3,8\nu2,i1,4,7\n'),
+    (
+      'b.csv',
+      'userId,movieId,rating,timestamp\nu1,i1,5,9\nu1,i2,3,8\nu2,i1,4,7\n',
+    ),
     ('c.tsv', 'u1\ti1\t5\nu1\ti2\t3\nu2\ti1\t4\n'),
     ('d.dat', 'u1::i1::5::0\nu1::i2::3::0\nu2::i1::4::0\n'),
     (
