@@ -213,6 +213,30 @@ def item_model_of_factors(items: Any) -> ItemModel:
   return ItemModel(items @ items.T)
 
 
+def fold_in(model: FactorModel, train: Interactions) -> FactorModel:
+  """Factors for users whom a model does not know: means of their items'.
+
+  A user's factor is the sum of the factors of their items, weighted by value,
+  over the root of the length of the profile: the study's estimator for held-out
+  users.
+
+  Args:
+    model: A factor model; its items are kept.
+    train: The known part of the users.
+
+  Returns:
+    A model for the users of `train`.
+  """
+  lengths = np.maximum(train.user_counts(), 1)
+  sums = train.csr @ np.asarray(model.items)
+  return FactorModel(
+    (sums / np.sqrt(lengths)[:, None]).astype(np.float32),
+    model.items,
+    item_bias=model.item_bias,
+    bias=model.bias,
+  )
+
+
 def top_popular(train: Interactions) -> PopularityModel:
   """Items by the number of users who have them."""
   return PopularityModel(train.item_counts().astype(np.float32))

@@ -340,12 +340,13 @@ class AuditTest(parameterized.TestCase):
     parts = recsys.load_parts(path, ('train', 'test'))
     with np.load(path) as file:
       negatives = file['test_negatives'][np.argsort(file['test_user'])]
+    parts = {key: part.binary() for key, part in parts.items()}
     report = recsys.audit_split(parts['train'], parts['test'], negatives)
     self.assertEqual(report.seen_negatives, expected)
     self.assertIn('seen_negatives', report.flags)
     self.assertNotIn('popularity_shift', report.flags)
     if 'lastfm' in name:
-      model = recsys.item_knn(parts['train'].binary(), top_k=100, shrink=0)
+      model = recsys.item_knn(parts['train'], top_k=100, shrink=0)
       for exclude, hits in ((True, 0.8937), (False, 0.8811)):
         result = recsys.evaluate_model(
           model,
@@ -357,7 +358,7 @@ class AuditTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(result.mean('hit_rate', 10), hits, delta=1e-3)
     if 'amusic' in name:
-      model = recsys.item_knn(parts['train'].binary(), top_k=100, shrink=0)
+      model = recsys.item_knn(parts['train'], top_k=100, shrink=0)
       ties = recsys.audit_ties(
         model, parts['train'], parts['test'], negatives=negatives,
         exclude_seen=False,

@@ -116,6 +116,16 @@ class FactorsTest(parameterized.TestCase):
       atol=1e-4,
     )
 
+  def test_fold_in_of_new_users(self):
+    x = recsys.from_dense(_R)
+    model = recsys.pure_svd(x, factors=3)
+    new = recsys.interactions([1, 1], [0, 4], [2, 3], shape=(2, 40))
+    expected = (2 * model.items[0] + 3 * model.items[4]) / np.sqrt(2)
+    ours = recsys.score(recsys.fold_in(model, new), new, [1])
+    np.testing.assert_allclose(ours[0], model.items @ expected, rtol=1e-4)
+    with self.assertRaisesRegex(ValueError, 'new users'):
+      recsys.score(model, new, [1])
+
   @parameterized.product(
     kind=['rating', 'binary'], scaling=['linear', 'log'], epochs=[1, 3]
   )
