@@ -11,11 +11,14 @@ from jaxpapers.product_keys.layout import per_part
 from jaxpapers.product_keys.row_sparse import RowSparse, is_row_sparse
 
 FORMULATIONS = ('auto', 'rows', 'masked')
-# Share of a table above which a pass over all of it is faster than gathering
-# and scattering rows: docs/product_keys.md says where it was measured.
-MASKED_FROM = 0.08
-# Elements of a gradient that 'rows' has in hand at a time: 2 MiB of float32.
-_CHUNK = 2**19
+# Share of a table from which on a pass over all of it is taken to be faster
+# than gathering and scattering rows. On a CPU rows take 57% of its time where
+# half of them are read; docs/product_keys.md has the figures.
+MASKED_FROM = 1.0
+# Elements of a gradient that 'rows' has in hand at a time: on CPU half a MiB of
+# float32, which stays in cache; elsewhere 64 MiB, since a loop is slow there.
+_CHUNK = 2**17
+_LARGE_CHUNK = 2**24
 
 
 class LazyAdamState(NamedTuple):
@@ -98,7 +101,16 @@ def scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
       return step.astype(g.dtype), m, v, last
 
     # The next two see one part of a table that lies on several devices.
-    def rows(ids, g, count, correct1, correct2, *tables):
+    def rows(ids, g, *others):
+      return jax.lax.platform_dependent(
+        ids,
+        g,
+        *others,
+        cpu=functools.partial(by_chunks, _CHUNK),
+        default=functools.partial(by_chunks, _LARGE_CHUNK),
+      )
+
+    def by_chunks(chunk, ids, g, count, correct1, correct2, *tables):
       def some(start, size, g, m, v, *last):
         """Changes the places from `start`; g becomes the step, in its place."""
         n = m.shape[0]
@@ -123,14 +135,14 @@ def scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
         g = jax.lax.dynamic_update_slice_in_dim(g, step, start, 0)
         return g, m, v, *last
 
-      size = max(1, _CHUNK // g.shape[1])
+      size = max(1, chunk // g.shape[1])
       whole, rest = divmod(ids.shape[0], size)
       state = (g, *tables)
       if whole:
         state = jax.lax.fori_loop(
           0, whole, lambda i, state: some(i * size, size, *state), state
         )
-      return some(whole * size, rest, *state) if rest else state
+      return some(whole * size, rest, *state) if rest else tuple(state)
 
     def masked(ids, g, count, correct1, correct2, m, v, *last):
       n = m.shape[0]

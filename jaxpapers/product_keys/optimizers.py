@@ -56,7 +56,7 @@ def lazy_adam(
       made since it was last read, as they would have with zero gradients.
     formulation: 'rows' gathers and scatters rows, 'masked' passes once over the
       table, to the same numbers but with temporaries of its size; 'auto' takes
-      the second where a gradient has 8% of the rows or more.
+      the second where a gradient has a place for every row.
 
   Returns:
     A transform. Updates of a `RowSparse` are one where rows are gathered, so

@@ -1,12 +1,14 @@
 """Tests of the optimizers of value tables."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from jaxpapers.product_keys import optimizers
+from jaxpapers.product_keys import lazy_rows, optimizers
 from jaxpapers.product_keys.row_sparse import RowSparse, row_sparse_sum
 from tests.helpers import goldens
 
@@ -110,6 +112,23 @@ class LazyAdamTest(parameterized.TestCase):
       )
       for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(masked)):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+  @parameterized.parameters(1, 24, 36)
+  def test_rows_a_few_at_a_time_are_the_same(self, chunk):
+    # 10 rows of 12: one, two or three at a time, the last time fewer.
+    golden = goldens.load_npz('product_keys', 'pub_opt.npz')
+    gradients = [golden_gradient(golden, step) for step in range(3)]
+    results = []
+    for size in (lazy_rows._CHUNK, chunk):
+      with mock.patch.object(lazy_rows, '_CHUNK', size):
+        tx = optimizers.lazy_adam(
+          1e-3, formulation='rows', skip_correction=True
+        )
+        results.append(steps(tx, initial(), gradients))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
+      *results,
+    )
 
   def test_skip_correction_is_decay_by_zero_gradients(self):
     lazy = optimizers.lazy_adam(1e-2, skip_correction=True)
