@@ -37,9 +37,9 @@ def get_config(variant='cifar'):
     config.evaluator = 'synthetic'
     config.space = dict(reference='mobilenet_v2')
   if variant == 'small':
-    config.budget = 48
+    config.budget = 32
     config.members = 8
-    config.evolution = dict(population=16, sample=4)
+    config.evolution = dict(population=8, sample=4)
     config.ppo.batch = 8
     config.validation = 1000
     config.space = dict(
