@@ -138,13 +138,20 @@ def _row(study, data, method, folder):
   """A row from its file, or computed."""
   stem = method.lower().replace(' ', '_')
   base = folder / 'rows' / study.name / f'{stem}.{_HPARAMS.value}'
-  file, users = base.with_suffix('.json'), base.with_suffix('.npy')
   file = base.parent / f'{base.name}.json'
   users = base.parent / f'{base.name}.npy'
   if file.exists() and not _OVERWRITE.value:
     content = json.loads(file.read_text())
     row = reproduction.Row(**content)
     if not row.error:
+      tolerance = reproduction.TOLERANCES.get(
+        row.method, reproduction.TOLERANCE
+      )
+      row = dataclasses.replace(
+        row,
+        tolerance=tolerance,
+        agrees=reproduction.agreement(row.differences, tolerance),
+      )
       return row, np.load(io.BytesIO(users.read_bytes()))
   try:
     row, vector = _compute(study, data, method, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpapers import __version__
 from jaxpapers.recsys import published
-from jaxpapers.recsys.reproduction import Row, columns_of
+from jaxpapers.recsys.reproduction import Row, columns_of, within
 from jaxpapers.recsys.studies import Study
 
 _STYLE = """
@@ -220,12 +220,8 @@ def _cell(row, label, best):
   known = ''
   if label in row.published:
     known = f'<br><small>{row.published[label]:.4f}</small>'
-    if row.source == 'published' and abs(row.differences[label]) > (
-      row.tolerance * 4
-      if label.startswith(('Shannon', 'ItemCoverage'))
-      else row.tolerance * 2
-      if label.startswith(('MIL', 'HHI', 'GiniDiv'))
-      else row.tolerance
+    if row.source == 'published' and not within(
+      label, row.differences[label], row.tolerance
     ):
       kind.append('off')
   title = ''
