@@ -1,7 +1,8 @@
 """What adapters cost: a training step, its memory, and many tasks at once.
 
-Prints one JSON object. Times are wall-clock times of this run; what is compared
-alternates, so that a busy machine slows all of it alike.
+Prints one JSON object. Times are wall-clock times of this run and, as
+cpu_milliseconds, processor time of all threads, which a busy machine changes
+little; what is compared alternates, so that it slows all of it alike.
 
   python benchmarks/adapters.py                     # minutes on two cores
   python benchmarks/adapters.py --parts=flops
@@ -79,9 +80,10 @@ for name, m in (('full', full), ('adapter', adapted)):
   call()
 print('ready', flush=True)
 for line in sys.stdin:
-  start = time.perf_counter()
+  start, cpu = time.perf_counter(), time.process_time()
   calls[line.strip()]()
-  print(1e3 * (time.perf_counter() - start), flush=True)
+  print(1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - cpu),
+        flush=True)
 """
 
 
@@ -220,12 +222,10 @@ def _step():
     held = [state]
 
     def call(held=held, step=step, batch=batch):
-      start = time.perf_counter()
       held[0], _ = step(held[0], batch)
       jax.block_until_ready(held[0])
-      return 1e3 * (time.perf_counter() - start)
 
-    calls[name] = call
+    calls[name] = _timed(call)
   peer = None
   if _PEER.value:
     options = {
@@ -250,7 +250,7 @@ def _step():
     def ask(name):
       peer.stdin.write(f'{name}\n')
       peer.stdin.flush()
-      return float(peer.stdout.readline())
+      return tuple(map(float, peer.stdout.readline().split()))
 
     calls['adapterhub_adapter'] = lambda: ask('adapter')
     calls['adapterhub_full'] = lambda: ask('full')
@@ -259,10 +259,16 @@ def _step():
     peer.stdin.close()
     peer.wait()
   out = _summary(times)
-  full = statistics.median(times['full'])
-  out['median_over_full'] = {
-    name: round(statistics.median(t) / full, 3) for name, t in times.items()
-  }
+  for kind in ('milliseconds_median', 'cpu_milliseconds_median'):
+    found = out[kind]
+    out[kind.replace('milliseconds_median', 'over_full')] = {
+      name: round(value / found['full'], 3) for name, value in found.items()
+    }
+    if peer is not None:
+      out[kind.replace('milliseconds_median', 'over_adapterhub')] = {
+        name: round(found[name] / found[f'adapterhub_{name}'], 3)
+        for name in ('adapter', 'full')
+      }
   return out
 
 
@@ -289,29 +295,40 @@ def _bank():
     rows = np.arange(len(ids), dtype=np.int32) % count
     calls[f'bank_{count}'] = lambda b=bank, p=predict, r=rows: p(b, r, ids)
 
-  def timed(call):
-    def run():
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      return 1e3 * (time.perf_counter() - start)
-
-    return run
-
-  times = _alternate({name: timed(call) for name, call in calls.items()})
+  times = _alternate(
+    {
+      name: _timed(lambda call=call: jax.block_until_ready(call()))
+      for name, call in calls.items()
+    }
+  )
   out = _summary(times)
+  medians = out['milliseconds_median']
   out['texts_per_second'] = {
-    name: round(1e3 * _BATCH.value / statistics.median(t))
-    for name, t in times.items()
+    name: round(1e3 * _BATCH.value / t) for name, t in medians.items()
   }
-  one = statistics.median(times['one_model'])
-  out['throughput_over_one_model'] = {
-    name: round(one / statistics.median(t), 3) for name, t in times.items()
-  }
+  for kind in ('milliseconds_median', 'cpu_milliseconds_median'):
+    one = out[kind]['one_model']
+    name = kind.replace('milliseconds_median', 'throughput_over_one_model')
+    out[name] = {key: round(one / t, 3) for key, t in out[kind].items()}
   return out
 
 
+def _timed(call):
+  """Function that calls another: milliseconds by the clock, and of CPUs."""
+
+  def run():
+    start, cpu = time.perf_counter(), time.process_time()
+    call()
+    return (
+      1e3 * (time.perf_counter() - start),
+      1e3 * (time.process_time() - cpu),
+    )
+
+  return run
+
+
 def _alternate(calls):
-  """Milliseconds of each call, in turns."""
+  """Milliseconds of each call, by the clock and of CPUs, in turns."""
   times = {name: [] for name in calls}
   for call in calls.values():
     call()  # Compiles.
@@ -322,12 +339,14 @@ def _alternate(calls):
 
 
 def _summary(times):
-  return {
-    'milliseconds_median': {
-      name: round(statistics.median(t), 2) for name, t in times.items()
-    },
-    'milliseconds_min': {name: round(min(t), 2) for name, t in times.items()},
-  }
+  out = {}
+  for i, kind in enumerate(('milliseconds', 'cpu_milliseconds')):
+    for name, pick in (('median', statistics.median), ('min', min)):
+      out[f'{kind}_{name}'] = {
+        key: round(pick([pair[i] for pair in pairs]), 2)
+        for key, pairs in times.items()
+      }
+  return out
 
 
 def main(argv):
@@ -343,6 +362,7 @@ def main(argv):
     'jax': jax.__version__,
     'device': jax.devices()[0].device_kind,
     'cpus': os.cpu_count(),
+    'load_of_the_machine': os.getloadavg()[0],
     'machine': platform.machine(),
     'sizes': {
       name: flags.FLAGS[name].value

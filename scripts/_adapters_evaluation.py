@@ -197,7 +197,9 @@ def load_members(
   members = tuple(
     _adapters_training.Member(seed, config.learning_rate) for seed in seeds
   )
-  model = _adapters_tasks.make_model(config, problem.encoder, problem.goal)
+  model = _adapters_tasks.make_model(
+    config, problem.encoder, problem.goal, problem.tokenizer
+  )
   trainable, frozen = _adapters_training.initial(
     config, problem.params, model, members[:1]
   )

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import _adapters_bert
 import numpy as np
 from etils import epath
 
+from jaxpapers.adapters import wordpiece
 from jaxpapers.roberta import squad, squad_scores
 
 
@@ -62,16 +64,16 @@ def load(config: Any, tokenizer: Any, length: int) -> dict[str, Any]:
         f'{empty} questions of {file} have no answer: this is v2.0. Use'
         ' --config.task=SQuAD2.0'
       )
-    found[name] = (
+    windows = squad.squad_features(
       questions,
-      squad.squad_features(
-        questions,
-        tokenizer,
-        max_len=length,
-        doc_stride=config.squad.doc_stride,
-        max_question_len=config.squad.max_question_len,
-      ),
+      tokenizer,
+      max_len=length,
+      doc_stride=config.squad.doc_stride,
+      max_question_len=config.squad.max_question_len,
     )
+    if isinstance(tokenizer, wordpiece.WordPiece):
+      windows = _adapters_bert.with_one_separator(windows)
+    found[name] = questions, windows
   return found
 
 

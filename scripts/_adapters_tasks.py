@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import _adapters_bert
 import _adapters_squad
 import _command_line
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from jaxpapers import adapters, roberta
-from jaxpapers.adapters import data
+from jaxpapers.adapters import data, wordpiece
 from jaxpapers.nn import EncoderConfig
 from jaxpapers.roberta import finetune, finetune_data, glue, metrics, tasks
 
@@ -139,9 +140,7 @@ def _load_base(config):
       changes[f'{name}_rate'] = config[name]
   random = config.model == 'random'
   folder = config.tokenizer or ('' if random else config.model)
-  tokenizer = folder and roberta.ByteLevelBPE.from_directory(
-    epath.Path(folder).expanduser()
-  )
+  tokenizer = folder and _load_tokenizer(epath.Path(folder).expanduser())
   if random:
     fields = dict(config.architecture) | changes
     if tokenizer:
@@ -151,14 +150,22 @@ def _load_base(config):
       }
     return EncoderConfig(**fields), None, tokenizer or None
   encoder, params = roberta.load_pretrained(
-    epath.Path(config.model).expanduser(), heads=(), **changes
+    epath.Path(config.model).expanduser(), heads=('pooler',), **changes
   )
+  params = _adapters_bert.with_pooler(params, encoder)
   if tokenizer.vocab_size != encoder.vocab_size:
     raise ValueError(
       f'the tokenizer in {folder} has {tokenizer.vocab_size} ids, the model'
       f' {encoder.vocab_size}'
     )
   return encoder, None if config.random_weights else params, tokenizer
+
+
+def _load_tokenizer(folder: epath.Path) -> Any:
+  """BERT's vocabulary where there is one, else byte-level BPE."""
+  if (folder / 'vocab.txt').exists():
+    return wordpiece.WordPiece.from_directory(folder)
+  return roberta.ByteLevelBPE.from_directory(folder)
 
 
 def load_goal(config: Any) -> Goal:
@@ -348,6 +355,9 @@ def adapter_config(config: Any) -> adapters.AdapterConfig | None:
     return None
   fields = dict(config.adapter)
   preset = fields.pop('preset')
+  sizes = fields.pop('layer_sizes', ())
+  if sizes:
+    fields['size'] = tuple(sizes)
   if fields.get('init_std', 0) < 0:
     del fields['init_std']
   try:
@@ -356,16 +366,45 @@ def adapter_config(config: Any) -> adapters.AdapterConfig | None:
     raise _command_line.UsageError(f'--config.adapter: {error}') from error
 
 
-def make_model(config: Any, encoder: EncoderConfig, goal: Goal) -> Any:
-  """The model of a config: a head for what is asked."""
+def make_model(
+  config: Any, encoder: EncoderConfig, goal: Goal, tokenizer: Any = None
+) -> Any:
+  """The model of a config: a head for what is asked.
+
+  Args:
+    config: The config.
+    encoder: Shape of the model.
+    goal: What is asked.
+    tokenizer: Its vocabulary, for BERT's segments.
+  """
   options = {
     'adapter': adapter_config(config),
     'head_dropout_rate': config.head_dropout,
   }
+  return classifier(encoder, goal, tokenizer, **options)
+
+
+def classifier(
+  encoder: EncoderConfig, goal: Goal, tokenizer: Any, **options: Any
+) -> Any:
+  """A model with a head for what is asked, RoBERTa's or BERT's kind."""
   if goal.kind == 'span':
-    return roberta.RobertaForQuestionAnswering(
-      encoder, answerable=goal.answerable, **options
+    made = roberta.RobertaForQuestionAnswering, {'answerable': goal.answerable}
+  else:
+    made = (
+      roberta.RobertaForSequenceClassification,
+      {'num_labels': goal.num_outputs},
     )
-  return roberta.RobertaForSequenceClassification(
-    encoder, num_labels=goal.num_outputs, **options
-  )
+  make, own = made
+  if _adapters_bert.is_bert(encoder):
+    make = {
+      roberta.RobertaForQuestionAnswering: (
+        _adapters_bert.BertForQuestionAnswering
+      ),
+      roberta.RobertaForSequenceClassification: (
+        _adapters_bert.BertForSequenceClassification
+      ),
+    }[make]
+    if tokenizer is not None:
+      own['sep_id'] = tokenizer.eos_id
+  return make(encoder, **own, **options)

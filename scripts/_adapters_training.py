@@ -107,9 +107,9 @@ def make_job(
   """
   _adapters_tasks.check(config)
   members = tuple(members or members_of(config))
-  encoder, params, _ = _adapters_tasks.load_base(config)
+  encoder, params, tokenizer = _adapters_tasks.load_base(config)
   goal = _adapters_tasks.load_goal(config)
-  model = _adapters_tasks.make_model(config, encoder, goal)
+  model = _adapters_tasks.make_model(config, encoder, goal, tokenizer)
   try:
     frozen = jax.eval_shape(
       lambda: initial(config, params, model, members, jit=False)[1]
@@ -180,7 +180,9 @@ def train(
     UsageError: If the setting is impossible.
   """
   members = tuple(members or members_of(config))
-  model = _adapters_tasks.make_model(config, problem.encoder, problem.goal)
+  model = _adapters_tasks.make_model(
+    config, problem.encoder, problem.goal, problem.tokenizer
+  )
   try:
     trainable, frozen = initial(config, problem.params, model, members)
     rules = roberta.encoder_rules(config.sharding)
@@ -308,6 +310,12 @@ def initial(
   if varies and model.adapter is not None:
     # An initialisation is its scale times one of scale 1.
     model = model.clone(adapter=model.adapter.replace(init_std=1.0))
+
+  if config.head == 'linear' and 'classifier' not in (base or {}):
+    raise ValueError(
+      "head is 'linear', which leaves the dense layer of the head as it was"
+      ' pre-trained, and the model has none. Use --config.head=mlp'
+    )
 
   def one(key, base):
     if base is None:

@@ -9,7 +9,8 @@ Examples:
   # The authors' example, MRPC with adapters of 64:
   python scripts/adapters_finetune.py --config.model=bert-base-uncased \
       --config.data=~/data/glue --config.task=MRPC --config.epochs=5 \
-      --config.adapter.preset=houlsby2019_code --workdir=mrpc
+      --config.adapter.preset=houlsby2019_code --config.head=linear \
+      --workdir=mrpc
 
   # SQuAD v1.1 (train-v1.1.json, dev-v1.1.json) with the paper's setting:
   python scripts/adapters_finetune.py --config.model=roberta-base \

@@ -110,9 +110,10 @@ class Server:
     if _FROZEN.value != 'float32':
       frozen = adapters.compress_frozen(frozen, _FROZEN.value)
     widest = max(len(classes) or 1 for classes in self.classes.values())
-    adapter = self._adapter(kinds)
-    model = roberta.RobertaForSequenceClassification(
-      encoder, adapter=adapter, num_labels=widest
+    adapter = self._adapter(kinds, encoder.num_layers)
+    goal = _adapters_tasks.Goal('classification', ('',) * widest, ())
+    model = _adapters_tasks.classifier(
+      encoder, goal, self.tokenizer, adapter=adapter
     )
     self.predict = self.bank.predictor(
       lambda params, ids: model.apply({'params': params}, ids),
@@ -121,7 +122,7 @@ class Server:
       rules=roberta.encoder_rules('data'),
     )
 
-  def _adapter(self, kinds):
+  def _adapter(self, kinds, num_layers):
     """The adapters that all tasks fit into, None without any."""
     found = {
       name: _adapters_tasks.adapter_config(kind)
@@ -142,17 +143,16 @@ class Server:
     first = next(iter(found.values()))
     # Padded with zeros: the widest bottleneck of each place.
     flat = trees.flatten(self.bank.params)
-    sizes = {
-      leaf.shape[-1]
-      for path, leaf in flat.items()
-      if path.endswith('_adapter/down/kernel')
-    }
-    if len(sizes) > 1:
-      raise ValueError(
-        f'the widest adapters of the layers have sizes {sorted(sizes)}; a bank'
-        ' of this program needs one.'
+
+    def width(layer, site):
+      path = f'encoder/layers_{layer}/{site}_adapter/down/kernel'
+      return flat[path].shape[-1] if path in flat else 0
+
+    return first.replace(
+      size=tuple(
+        (width(i, 'attention'), width(i, 'ffn')) for i in range(num_layers)
       )
-    return first.replace(size=sizes.pop())
+    )
 
   def answer(self, requests):
     """Answers of some requests, in their order."""

@@ -79,14 +79,20 @@ def main() -> int:
     rows = _adapters_evaluation.evaluate(trained, setting, problem)
     return summary(rows, problem)
 
-  trials = sweep.run_sweep(
-    one,
-    points,
-    storage=_STORAGE.value or str(run.workdir / 'sweep.journal'),
-    name='tradeoff',
-    retry=_RETRY.value,
-    say=_training_command_line.say,
-  )
+  try:
+    trials = sweep.run_sweep(
+      one,
+      points,
+      storage=_STORAGE.value or str(run.workdir / 'sweep.journal'),
+      name='tradeoff',
+      retry=_RETRY.value,
+      say=_training_command_line.say,
+    )
+  except _adapters_training.Interrupted as stop:
+    _training_command_line.say(
+      'Stopped. The point that was being run is left to a start with --retry.'
+    )
+    return run.exit_code(stop.result)
   if run.first:
     write(run.workdir, trials)
   return 0

@@ -24,11 +24,15 @@ Fields of a config (change one by --config.FIELD=VALUE):
   max_len          Most tokens of an example.
   lengths          Lengths of batches, each of which compiles; () for max_len.
   mode             adapter, layer_norm, top_k, head or full: what is trained.
-  adapter          Fields of adapters.AdapterConfig; preset names one of its
-                   presets instead.
+  adapter          size, or layer_sizes, a number or a pair (after attention,
+                   after the feed-forward layer) for each layer; preset, one of
+                   those of adapters.AdapterConfig; init_std, -1 for the
+                   preset's.
   k                Layers of the mode top_k.
   train_embeddings Of the mode top_k.
-  head             mlp or linear: whether its dense layer is trained, too.
+  head             mlp or linear: whether its dense layer is trained, too. A
+                   BERT's pooler is that layer, and linear leaves it as it was
+                   pre-trained, as the authors do.
   dropout, attention_dropout: -1 for the model's own.
   head_dropout     Dropout of the head; .1 in the authors' code.
   frozen           float32, bfloat16 or int8: how the frozen tree is stored.
@@ -77,6 +81,7 @@ def base_config() -> ml_collections.ConfigDict:
       'adapter': {
         'preset': 'houlsby2019_paper',
         'size': 64,
+        'layer_sizes': (),
         'init_std': -1.0,
       },
       'k': 1,
@@ -138,7 +143,7 @@ TRADEOFF_FIELDS = """
 """
 
 SCALE_FIELDS = """
-  tasks            Instead of task: several.
+  tasks, modes     Instead of task and mode: several.
   scales           Of the adapters' initialisation, or learning rates.\
 """
 
@@ -254,8 +259,8 @@ def scale_config(variant: str = 'init') -> ml_collections.ConfigDict:
   """Scales of figure 6, right, or learning rates of figure 7.
 
   Args:
-    variant: 'init' for standard deviations from 1e-7 to 1, 'lr' for learning
-      rates from 2e-5 to 1e-3.
+    variant: 'init' for standard deviations from 1e-7 to 1 of adapters, 'lr' for
+      learning rates from 2e-5 to 1e-3 of adapters and of everything.
 
   Returns:
     The config.
@@ -268,8 +273,10 @@ def scale_config(variant: str = 'init') -> ml_collections.ConfigDict:
   config.vary = {'init': 'init_std', 'lr': 'learning_rate'}.get(variant, '')
   if not config.vary:
     raise ValueError(f"variant is {variant!r}; expected 'init' or 'lr'.")
+  config.modes = ('adapter',)
   if variant == 'init':
     config.scales = tuple(10.0**n for n in range(-7, 1))
   else:
+    config.modes = ('adapter', 'full')
     config.scales = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
   return config

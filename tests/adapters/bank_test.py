@@ -15,7 +15,7 @@ from tests.adapters import golden_models
 from tests.helpers import devices
 
 CONFIG = EncoderConfig(
-  50, 16, 2, 2, 32, max_len=8, dropout_rate=0.0, attention_dropout_rate=0.0
+  50, 16, 1, 2, 32, max_len=8, dropout_rate=0.0, attention_dropout_rate=0.0
 )
 # Classes and bottleneck of each task.
 TASKS = {'spam': (2, 4), 'mood': (5, 8), 'topic': (3, 1), 'plain': (2, 0)}
@@ -29,28 +29,33 @@ def model_of(classes, size):
   )
 
 
+def numbers(model, seed):
+  """Parameters of a model: around 1 for norms, small, all different."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)['params']
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.asarray(
+      ('scale' in str(path)) + 0.3 * rng.normal(size=x.shape), jnp.float32
+    ),
+    shapes,
+  )
+
+
 @functools.cache
 def setting():
   """Base parameters, the frozen tree, tasks, and logits of each by itself."""
-  base = jax.jit(golden_models.Classifier(CONFIG).init)(jax.random.key(0), IDS)[
-    'params'
-  ]
+  base = numbers(golden_models.Classifier(CONFIG), 0)
   base = {'encoder': base['encoder']}
   tasks, alone, frozen = {}, {}, None
   for i, (name, (classes, size)) in enumerate(TASKS.items()):
     model = model_of(classes, size)
-    params = adapters.init_adapters(jax.random.key(i), model, base, IDS)
     mode = 'adapter' if size else 'layer_norm'
-    task, frozen = adapters.partition_params(params, mode)
     # Every number, biases and norms too, is the task's own.
-    task = jax.tree_util.tree_map_with_path(
-      lambda path, x, i=i: (
-        x + 0.2 * np.random.default_rng(i + len(str(path))).normal(size=x.shape)
-      ),
-      task,
+    tasks[name], _ = adapters.partition_params(numbers(model, i + 1), mode)
+    _, frozen = adapters.partition_params(
+      adapters.insert_task(numbers(model, 0), base), mode
     )
-    task = jax.tree.map(lambda x: x.astype(jnp.float32), task)
-    tasks[name] = task
+    task = tasks[name]
     alone[name] = np.asarray(
       jax.jit(model.apply)({'params': adapters.merge_params(task, frozen)}, IDS)
     )
@@ -87,28 +92,53 @@ class BankTest(absltest.TestCase):
     self.assertEqual(logits.shape, (8, 5))
     self.check(logits, MIXED)
 
-  def test_padding_is_exact(self):
-    # In float64, so that it is not the order of sums that is looked at.
-    with jax.enable_x64(True):
-      x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 6)))
-      tasks, wanted = {}, {}
-      for m in (1, 5, 9):
-        adapter = adapters.BottleneckAdapter(
-          m, init_std=0.5, param_dtype=jnp.float64
-        )
-        params = adapter.init(jax.random.key(m), x)['params']
-        params = jax.tree.map(lambda p: p + 0.3, params)
-        wanted[m] = adapter.apply({'params': params}, x)
-        tasks[str(m)] = {'my_adapter': params}
-      bank = adapters.AdapterBank.create(tasks)
-      adapter = adapters.BottleneckAdapter(9, param_dtype=jnp.float64)
-      predict = bank.predictor(
-        lambda params, x: adapter.apply({'params': params['my_adapter']}, x),
-        {},
+  def padded_and_not(self, activation, make):
+    """What three sizes give in a bank of the largest, and by themselves."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(make(rng, (4, 3, 6)), jnp.float32)
+    tasks, wanted = {}, {}
+    for m in (1, 5, 9):
+      shapes = {
+        'down': {'kernel': (6, m), 'bias': (m,)},
+        'up': {'kernel': (m, 6), 'bias': (6,)},
+      }
+      params = jax.tree.map(
+        lambda shape: jnp.asarray(make(rng, shape), jnp.float32),
+        shapes,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
       )
-      for m, value in wanted.items():
-        found = predict(bank, bank.ids([str(m)] * 4), x)
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-14)
+      adapter = adapters.BottleneckAdapter(m, activation)
+      wanted[m] = jax.jit(adapter.apply)({'params': params}, x)
+      tasks[str(m)] = {'my_adapter': params}
+    bank = adapters.AdapterBank.create(tasks)
+    adapter = adapters.BottleneckAdapter(9, activation)
+    predict = bank.predictor(
+      lambda params, x: adapter.apply({'params': params['my_adapter']}, x), {}
+    )
+    for m, value in wanted.items():
+      yield predict(bank, bank.ids([str(m)] * 4), x), value
+
+  def test_padding_is_exact(self):
+    # What is padded adds act(0) times 0. Of numbers whose sums are exact in
+    # float32 nothing is left but that: the same bits.
+    def quarters(rng, shape):
+      return rng.integers(-8, 9, shape) / 4
+
+    for found, wanted in self.padded_and_not('relu', quarters):
+      np.testing.assert_array_equal(found, wanted)
+
+  def test_padding_costs_no_digits(self):
+    # Otherwise a product of another width may add in another order: products
+    # of 5 and 9 columns differ so on x86, without any adapter. That is a unit
+    # in the last place of the largest entry or two, 2.4e-7 of 4.
+    def normal(rng, shape):
+      return 0.5 * rng.normal(size=shape)
+
+    for found, wanted in self.padded_and_not('gelu_tanh', normal):
+      largest = float(np.abs(wanted).max())
+      np.testing.assert_allclose(
+        found, wanted, rtol=0, atol=2 * float(np.spacing(np.float32(largest)))
+      )
 
   def test_another_task_changes_nothing_for_the_others(self):
     first = {n: t for n, t in self.tasks.items() if n != 'spam'}
@@ -170,8 +200,8 @@ class BankTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, f'task_ids has {row}'):
         self.predict(self.bank, np.full(8, row, np.int32), IDS)
     for path in (
-      'encoder/layers_1/ffn_norm/scale',
-      'encoder/layers_1/ffn_adapter/up/bias',
+      'encoder/layers_0/ffn_norm/scale',
+      'encoder/layers_0/ffn_adapter/up/bias',
     ):
       flat = trees.flatten(self.tasks['spam'])
       flat[path] = jnp.ones(20)

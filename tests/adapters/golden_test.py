@@ -200,19 +200,26 @@ class AdapterHubTest(absltest.TestCase):
 
   def test_removal_of_every_span(self):
     table = jax.jit(lambda: adapters.ablate_spans(self.logits, self.layers))()
-    in_parts = jax.jit(
-      lambda: adapters.ablate_spans(self.logits, self.layers, batch_size=4)
-    )()
     one = jax.jit(self.logits)
     spans, gates = adapters.span_gates(self.layers)
     self.assertLen(spans, self.layers * (self.layers + 1) // 2)
     for (i, j), gate in zip(spans, gates):
       wanted = self.golden['ablation_logits'][i, j]
       looped = one(jnp.repeat(jnp.asarray(gate)[:, None], 2, axis=1))
-      for found in (table[i, j], in_parts[i, j], looped):
+      for found in (table[i, j], looped):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
     below = np.tril_indices(self.layers, -1)
     self.assertTrue(np.isnan(np.asarray(table)[below]).all())
+
+  @pytest.mark.slow
+  def test_removal_in_parts(self):
+    table = jax.jit(
+      lambda: adapters.ablate_spans(self.logits, self.layers, batch_size=4)
+    )()
+    upper = np.triu_indices(self.layers)
+    np.testing.assert_allclose(
+      table[upper], self.golden['ablation_logits'][upper], rtol=0, atol=2e-6
+    )
 
   def test_all_removed_is_the_model_without_adapters(self):
     plain = golden_models.Classifier(self.model.config, None, 3)

@@ -1,11 +1,6 @@
-"""Learning on real text with an encoder of our own (spec B(iii), H15, H16).
+"""Learning on real text with an encoder of our own (spec B(iii), H15, H16)."""
 
-The encoder is pre-trained here on the training tweets, in the time that a test
-may take, so far less than an encoder that people use. What is asked for is
-therefore a direction, with thresholds set beforehand: wider than what one run
-of a larger recipe gave, not calibrated on this one.
-"""
-
+import functools
 import pathlib
 import tempfile
 
@@ -24,145 +19,253 @@ from tests.helpers import data as large
 
 LENGTH = 32
 SEEDS = (0, 1, 2)
+FOUR = ('sms_spam', 'corporate_messaging', 'disasters', 'global_warming')
+
+
+@functools.cache
+def task_texts(name):
+  """A task, and its rows of training, validation and test."""
+  file = (
+    'SMSSpamCollection' if name == 'sms_spam' else data.CROWDFLOWER[name].file
+  )
+  path = large.require('adapters', file)
+  task = data.load_task_texts(path.parent, name)
+  return task, data.split_80_10_10(len(task), 0)
+
+
+def training_lines(names):
+  """The training texts of some tasks, one a line."""
+  lines = []
+  for name in names:
+    task, (train, _, _) = task_texts(name)
+    lines += [' '.join(task.texts[i].split()) for i in train]
+  return lines
+
+
+def train_bpe(lines, size):
+  """A vocabulary of these lines."""
+  with tempfile.TemporaryDirectory() as folder:
+    text = pathlib.Path(folder) / 'train.txt'
+    text.write_text('\n'.join(lines))
+    return roberta.ByteLevelBPE.train([text], size)
+
+
+def encode(task, bpe):
+  """Texts as rows of ids."""
+  rows = np.full((len(task), LENGTH), bpe.pad_id, np.int32)
+  for row, words in zip(rows, task.texts):
+    ids = bpe.encode_single(words, LENGTH)
+    row[: len(ids)] = ids
+  return rows
+
+
+def encoder_config(bpe, width, num_heads):
+  return EncoderConfig(
+    bpe.vocab_size,
+    width,
+    2,
+    num_heads,
+    4 * width,
+    max_len=64,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+  )
+
+
+def pretrain(case, config, bpe, rows, steps, batch_size=48):
+  """Masked LM; its last losses have to be below the entropy of tokens."""
+  model = roberta.RobertaForMaskedLM(config)
+  loss_fn = roberta.make_pretrain_loss(
+    model,
+    pretraining.MaskingScheme(vocab_size=bpe.vocab_size, mask_id=bpe.mask_id),
+  )
+  tx = roberta.fairseq_adam(
+    roberta.polynomial_warmup_schedule(2e-3, steps // 10, steps)
+  )
+  state = training.create_state(
+    lambda key: (model.init(key, jnp.zeros((1, 4), jnp.int32))['params'], {}),
+    tx,
+    jax.random.key(0),
+  )
+  step = training.make_train_step(loss_fn, tx)
+  rng = np.random.default_rng(0)
+  losses = []
+  for i in range(steps):
+    index = rng.integers(0, len(rows), batch_size)
+    batch = {
+      'ids': rows[index],
+      'example_id': index.astype(np.int32),
+      'epoch': np.full(batch_size, i, np.int32),
+    }
+    state, metrics = step(state, batch)
+    losses.append(metrics['loss'])
+  tokens = rows[rows != bpe.pad_id]
+  share = np.bincount(tokens, minlength=bpe.vocab_size) / len(tokens)
+  entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+  last = float(np.mean(losses[-20:]))
+  print(f'masked LM: {last:.3f}; entropy of single tokens {entropy:.3f}')
+  case.assertLess(last, entropy)
+  return {'encoder': state.params['encoder']}
+
+
+def finetune(model, base, options, rate, steps, batch_size, train, test):
+  """Test accuracy of each seed; without each span of layers; parameters."""
+  (ids, labels), (test_ids, test_labels) = train, test
+  tx = adapters.bert_adam(adapters.bert_schedule(rate, steps // 10, steps))
+
+  def initial(key):
+    if base is None:
+      params = model.init(key, ids[:1])['params']
+    else:
+      params = adapters.init_adapters(key, model, base, ids[:1])
+    return adapters.partition_params(params, **options)
+
+  keys = jnp.stack([jax.random.key(seed) for seed in SEEDS])
+  trainable = jax.jit(jax.vmap(lambda key: initial(key)[0]))(keys)
+  frozen = jax.jit(lambda key: initial(key)[1])(keys[0])
+
+  def loss_fn(params, model_state, batch, rng):
+    logits = model.apply(
+      {'params': params},
+      batch['ids'],
+      deterministic=False,
+      rngs={'dropout': rng},
+    )
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch['labels']
+    ).mean()
+    return loss, (model_state, {})
+
+  state = adapters.create_finetune_state(trainable, tx, keys)
+  step = adapters.make_finetune_step(loss_fn, tx, frozen, population=True)
+  rng = np.random.default_rng(1)
+  order = np.concatenate(
+    [
+      rng.permutation(len(ids))
+      for _ in range(steps * batch_size // len(ids) + 1)
+    ]
+  )
+  for i in range(steps):
+    index = order[i * batch_size : (i + 1) * batch_size]
+    state, _ = step(state, {'ids': ids[index], 'labels': labels[index]})
+
+  def correct(task, gates=None):
+    params = adapters.merge_params(task, step.frozen)
+    inputs = {} if gates is None else {'adapter_inputs': {'gate': gates}}
+    logits = model.apply({'params': params}, test_ids, **inputs)
+    return (logits.argmax(-1) == test_labels).mean()
+
+  accuracies = np.asarray(jax.jit(jax.vmap(correct))(state.params))
+  removed = None
+  if model.adapter is not None:
+    removed = jax.jit(
+      jax.vmap(
+        lambda task: adapters.ablate_spans(lambda g: correct(task, g), 2)
+      )
+    )(state.params)
+  count = adapters.count_params(state.params.get('encoder', {})) // len(SEEDS)
+  return accuracies, removed, count
+
+
+def classifier(config, size=0):
+  return roberta.RobertaForSequenceClassification(
+    config,
+    adapter=adapters.AdapterConfig(size) if size else None,
+    num_labels=2,
+    head_dropout_rate=0.1,
+  )
 
 
 class LearningTest(absltest.TestCase):
+  @pytest.mark.slow
+  def test_small(self):
+    """Adapters learn, and are what the model has learned with."""
+    task, (train, _, test) = task_texts('sms_spam')
+    bpe = train_bpe(training_lines(['sms_spam']), 1000)
+    rows = encode(task, bpe)
+    config = encoder_config(bpe, 64, 4)
+    base = pretrain(self, config, bpe, rows[train], 400)
+    accuracies, removed, count = finetune(
+      classifier(config, 16),
+      base,
+      {'mode': 'adapter'},
+      1e-3,
+      250,
+      32,
+      (rows[train], task.labels[train]),
+      (rows[test], task.labels[test]),
+    )
+    majority = float((task.labels[test] == 0).mean())
+    median = float(np.median(accuracies))
+    print(f'{accuracies}, majority {majority:.3f}, removed {removed}')
+    self.assertGreaterEqual(median, majority + 0.02)
+    self.assertLessEqual(count, 0.1 * adapters.count_params(base))
+    # Nothing is gained by removing them; two texts of 558 are chance.
+    without = float(np.median(removed[:, 0, 1]))
+    self.assertLessEqual(without, median + 2 / 558)
+
   @pytest.mark.nightly
-  def test_sms_spam(self):
-    path = large.require('adapters', 'SMSSpamCollection')
-    task = data.load_sms_spam(path)
-    train, _, test = data.split_80_10_10(len(task), 0)
-    with tempfile.TemporaryDirectory() as folder:
-      text = pathlib.Path(folder) / 'train.txt'
-      text.write_text('\n'.join(task.texts[i] for i in train))
-      bpe = roberta.ByteLevelBPE.train([text], 1000)
-    rows = np.full((len(task), LENGTH), bpe.pad_id, np.int32)
-    for row, words in zip(rows, task.texts):
-      ids = bpe.encode_single(words, LENGTH)
-      row[: len(ids)] = ids
-    config = EncoderConfig(
-      bpe.vocab_size,
-      64,
-      2,
-      4,
-      256,
-      max_len=LENGTH,
-      dropout_rate=0.0,
-      attention_dropout_rate=0.0,
+  def test_recipe(self):
+    """The recipe of B(iii) on real tasks; thresholds as docs/adapters.md."""
+    lines = [
+      large.require('roberta', f'wikitext2_{split}.txt').read_text()
+      for split in ('valid', 'test')
+    ]
+    lines += training_lines(FOUR)
+    bpe = train_bpe(lines, 1500)
+    stream, _ = bpe.encode_flat(lines)
+    blocks = stream[: len(stream) // 46 * 46].reshape(-1, 46)
+    ends = np.full((len(blocks), 1), 1, np.int32)
+    blocks = np.hstack([bpe.bos_id * ends, blocks, bpe.eos_id * ends])
+    config = encoder_config(bpe, 128, 4)
+    base = pretrain(self, config, bpe, blocks.astype(np.int32), 1800)
+    medians = {}
+    for name in ('sms_spam', 'disasters'):
+      medians[name] = self.compare(name, bpe, config, base)
+    for name, found in medians.items():
+      with self.subTest(name):
+        self.assertGreaterEqual(found['adapter'], found['majority'] + 0.02)
+        self.assertGreaterEqual(found['adapter'], found['full'] - 0.06)
+
+  def compare(self, name, bpe, config, base):
+    """Median test accuracy of each mode."""
+    task, (train, _, test) = task_texts(name)
+    rows = encode(task, bpe)
+    train = train[:2000]
+    splits = (
+      (rows[train], task.labels[train]),
+      (rows[test], task.labels[test]),
     )
-    base = self.pretrain(config, bpe, rows[train])
-    labels = task.labels
-    split = rows[train], labels[train], rows[test], labels[test]
-    majority = float((labels[test] == 0).mean())
-    median = {}
-    for name, mode in (
-      ('adapter', {'mode': 'adapter'}),
-      ('full', {'mode': 'full'}),
-      ('head', {'mode': 'head'}),
+    most = np.bincount(task.labels[train]).argmax()
+    found = {'majority': float((task.labels[test] == most).mean())}
+    print(f'{name}: most frequent class {found["majority"]:.4f}')
+    for mode, start, rate in (
+      ('full', base, 2e-4),
+      ('random', None, 2e-4),
+      ('adapter', base, 1e-3),
+      ('layer_norm', base, 3e-3),
     ):
-      rate = {'adapter': 2e-3, 'full': 1e-3, 'head': 2e-3}[name]
-      model = roberta.RobertaForSequenceClassification(
-        config,
-        adapter=adapters.AdapterConfig(16) if name == 'adapter' else None,
-        num_labels=2,
+      accuracies, removed, count = finetune(
+        classifier(config, 32 if mode == 'adapter' else 0),
+        start,
+        {'mode': 'full' if mode == 'random' else mode},
+        rate,
+        500,
+        16,
+        *splits,
       )
-      accuracies, removed = self.finetune(model, base, mode, rate, *split)
-      median[name] = float(np.median(accuracies))
-      if name == 'adapter':
-        without = removed
-    # Far above the most frequent class, and near full fine-tuning.
-    self.assertGreaterEqual(median['adapter'], majority + 0.02)
-    self.assertGreaterEqual(median['adapter'], median['full'] - 0.06)
-    self.assertGreaterEqual(median['adapter'], median['head'])
-    # Nothing is gained by removing adapters; one layer matters less than all.
-    # Two texts of 558 are within what chance does.
-    everything = float(np.median(without[:, 0, 1]))
-    single = float(np.median(without[:, [0, 1], [0, 1]]))
-    self.assertLessEqual(everything, median['adapter'] + 2 / 558)
-    self.assertGreaterEqual(single, everything - 2 / 558)
-
-  def pretrain(self, config, bpe, rows):
-    """Masked LM on the training texts; below the entropy of single tokens."""
-    model = roberta.RobertaForMaskedLM(config)
-    loss_fn = roberta.make_pretrain_loss(
-      model,
-      pretraining.MaskingScheme(vocab_size=bpe.vocab_size, mask_id=bpe.mask_id),
-    )
-    tx = roberta.fairseq_adam(roberta.polynomial_warmup_schedule(2e-3, 60, 600))
-    state = training.create_state(
-      lambda key: (
-        model.init(key, jnp.zeros((1, 4), jnp.int32))['params'],
-        {},
-      ),
-      tx,
-      jax.random.key(0),
-    )
-    step = training.make_train_step(loss_fn, tx)
-    rng = np.random.default_rng(0)
-    for i in range(600):
-      index = rng.integers(0, len(rows), 48)
-      batch = {
-        'ids': rows[index],
-        'example_id': index.astype(np.int32),
-        'epoch': np.full(48, i, np.int32),
-      }
-      state, metrics = step(state, batch)
-    tokens = rows[rows != bpe.pad_id]
-    share = np.bincount(tokens, minlength=bpe.vocab_size) / len(tokens)
-    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
-    self.assertLess(float(metrics['loss']), entropy)
-    return {'encoder': state.params['encoder']}
-
-  def finetune(
-    self, model, base, mode, rate, ids, labels, test_ids, test_labels
-  ):
-    """Test accuracy of each seed, and those without each span."""
-    tx = adapters.bert_adam(adapters.bert_schedule(rate, 40, 400))
-
-    def initial(key):
-      params = adapters.init_adapters(key, model, base, ids[:1])
-      return adapters.partition_params(params, **mode)
-
-    keys = jnp.stack([jax.random.key(seed) for seed in SEEDS])
-    trainable = jax.jit(jax.vmap(lambda key: initial(key)[0]))(keys)
-    _, frozen = initial(keys[0])
-
-    def loss_fn(params, model_state, batch, rng):
-      del rng
-      logits = model.apply({'params': params}, batch['ids'])
-      loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['labels']
-      ).mean()
-      return loss, (model_state, {})
-
-    state = adapters.create_finetune_state(trainable, tx, keys)
-    step = adapters.make_finetune_step(loss_fn, tx, frozen, population=True)
-    rng = np.random.default_rng(1)
-    for _ in range(400):
-      index = rng.integers(0, len(ids), 32)
-      state, _ = step(state, {'ids': ids[index], 'labels': labels[index]})
-
-    def correct(task, gates=None):
-      params = adapters.merge_params(task, step.frozen)
-      inputs = {} if gates is None else {'adapter_inputs': {'gate': gates}}
-      logits = model.apply({'params': params}, test_ids, **inputs)
-      return (logits.argmax(-1) == test_labels).mean()
-
-    accuracies = jax.jit(jax.vmap(correct))(state.params)
-    removed = None
-    if model.adapter is not None:
-      removed = np.asarray(
-        jax.jit(
-          jax.vmap(
-            lambda task: adapters.ablate_spans(
-              lambda gates: correct(task, gates), 2
-            )
-          )
-        )(state.params)
-      )
-      share = adapters.count_params(state.params['encoder']) / len(SEEDS)
-      self.assertLessEqual(share, 0.1 * adapters.count_params(base))
-    return np.asarray(accuracies), removed
+      found[mode] = float(np.median(accuracies))
+      print(f'{name}: {mode} {np.round(accuracies, 4)}', flush=True)
+      if mode == 'adapter':
+        self.assertLessEqual(count, 0.1 * adapters.count_params(base))
+        removed = np.asarray(removed)
+        # H16, with the standard error of 558 texts.
+        without = float(np.median(removed[:, 0, 1]))
+        single = float(np.median(removed[:, [0, 1], [0, 1]]))
+        print(f'{name}: removed {np.round(removed, 4).tolist()}', flush=True)
+        self.assertLessEqual(without, found['adapter'] + 0.01)
+        self.assertGreaterEqual(single, without - 0.01)
+    return found
 
 
 if __name__ == '__main__':

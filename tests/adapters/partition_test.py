@@ -62,8 +62,7 @@ class PartitionTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    ('full', {}), ('adapter', {}), ('layer_norm', {}), ('head', {}),
-    ('top_k', {'k': 1}), ('top_k', {'k': 3}),
+    ('adapter', {}), ('layer_norm', {}), ('top_k', {'k': 1}),
     ('top_k', {'k': 2, 'train_embeddings': True}),
     ('adapter', {'head': 'linear', 'train_layer_norm': False}),
   )  # fmt: skip
@@ -78,6 +77,7 @@ class PartitionTest(parameterized.TestCase):
     )
     wanted = adapters.partition_params(gradients, mode, **options)[0]
 
+    @jax.jit
     def loss(trainable):
       merged = adapters.merge_params(trainable, scanned[1])
       return sum(jnp.sum(x**2) for x in jax.tree.leaves(merged))
@@ -209,8 +209,13 @@ class LabelsTest(absltest.TestCase):
     state = tx.init(params)
     own = optax.adam(1e-2).init(trainable)
     self.assertEqual(adapters.tree_bytes(state), adapters.tree_bytes(own))
-    updates, _ = tx.update(params, state, params)
-    new = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def update(params, state):
+      updates, _ = tx.update(params, state, params)
+      return optax.apply_updates(params, updates)
+
+    new = update(params, state)
     _, still = adapters.partition_params(new, 'adapter')
     jax.tree.map(np.testing.assert_array_equal, still, frozen)
     moved, _ = adapters.partition_params(new, 'adapter')

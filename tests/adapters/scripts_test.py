@@ -35,17 +35,18 @@ def folder():
     words.insert(int(rng.integers(5)), str(rng.choice(pool)))
     rows.append(f'{label}\t{" ".join(words)}')
   (root / 'weather.tsv').write_text('\n'.join(rows) + '\n')
-  bpe = roberta.ByteLevelBPE.train([root / 'weather.tsv'], 300)
+  # Large enough for most words to be one token.
+  bpe = roberta.ByteLevelBPE.train([root / 'weather.tsv'], 340)
   config = EncoderConfig(
     bpe.vocab_size,
-    16,
-    2,
-    2,
     32,
-    max_len=24,
+    2,
+    2,
+    64,
+    max_len=32,
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
-    initializer_range=0.1,
+    initializer_range=0.2,
   )
   params = roberta.RobertaForMaskedLM(config).init(
     jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
@@ -61,7 +62,7 @@ def common():
     f'--config.model={root}/model',
     f'--config.data={root}',
     '--config.max_len=16',
-    '--config.adapter.size=4',
+    '--config.adapter.size=16',
     '--config.batch_size=20',
     f'--compilation_cache={root}/cache',
     '--quiet',
@@ -83,7 +84,7 @@ def finetuned():
     *common(),
     '--config.task=weather',
     '--config.epochs=12',
-    '--config.learning_rate=1e-2',
+    '--config.learning_rate=3e-3',
     '--config.seeds=(0, 1)',
     f'--workdir={root}/run',
   )
@@ -99,11 +100,12 @@ class FinetuneTest(absltest.TestCase):
     self.assertEqual([row['seed'] for row in rows], [0, 1])
     for row in rows:
       self.assertEqual(row['status'], 'ok')
-      self.assertBetween(row['test_accuracy'], 0, 1)
+      # Of the most frequent class of the training texts it is .35.
+      self.assertGreater(row['test_accuracy'], 0.65)
       self.assertEqual(
         row['trained_in_encoder'],
-        adapters.adapter_param_count(2, 16, 4)
-        + adapters.layer_norm_param_count(2, 16),
+        adapters.adapter_param_count(2, 32, 16)
+        + adapters.layer_norm_param_count(2, 32),
       )
     task = adapters.load_task(workdir / 'task_1.safetensors')
     self.assertEqual(adapters.count_params(task), rows[1]['trained'])
@@ -164,7 +166,7 @@ class FinetuneTest(absltest.TestCase):
     encoder, base = roberta.load_pretrained(folder() / 'model', heads=())
     bpe = roberta.ByteLevelBPE.from_directory(folder() / 'model')
     model = roberta.RobertaForSequenceClassification(
-      encoder, adapter=adapters.AdapterConfig(4), num_labels=2
+      encoder, adapter=adapters.AdapterConfig(16), num_labels=2
     )
     ids = bpe.encode_single(answer['text'])
     if 'text_b' in answer:
@@ -283,11 +285,13 @@ class UsageTest(absltest.TestCase):
     )
     scripts.assert_usage_error(self, done, '--config.mode', 'layer_norm')
 
+  @pytest.mark.slow
   def test_ablate(self):
     with tempfile.TemporaryDirectory() as empty:
       done = scripts.run('adapters_ablate', f'--run={empty}')
       scripts.assert_usage_error(self, done, 'adapters_finetune')
 
+  @pytest.mark.slow
   def test_serve(self):
     done = scripts.run('adapters_serve_bank', '--model=nowhere', '--tasks=spam')
     scripts.assert_usage_error(self, done, 'NAME=FILE')
@@ -298,7 +302,7 @@ class ConfigsTest(absltest.TestCase):
     import importlib.util
 
     found = sorted((scripts.ROOT / 'scripts/configs/adapters').glob('*.py'))
-    self.assertLen(found, 3)
+    self.assertLen(found, 4)
     for path in found:
       spec = importlib.util.spec_from_file_location(path.stem, path)
       module = importlib.util.module_from_spec(spec)

@@ -3,6 +3,7 @@
 import pathlib
 import tempfile
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,22 +131,20 @@ class TasksTest(absltest.TestCase):
 
 class InitAdaptersTest(absltest.TestCase):
   def test_keeps_the_base_and_makes_the_rest(self):
-    model, params, _, golden = golden_models.hub()
-    base = adapters.partition_params(
-      params, lambda p: '_adapter/' not in p and not p.startswith('class')
-    )[0]
-    base['lm_head'] = {'bias': jnp.zeros(3)}
-    ids = jnp.asarray(golden['input_ids'])
-    new = adapters.init_adapters(jax.random.key(0), model, base, ids)
-    self.assertEqual(jax.tree.structure(new), jax.tree.structure(params))
-    self.assertIs(
-      new['encoder']['token_embedding']['embedding'],
-      base['encoder']['token_embedding']['embedding'],
+    model = flax.linen.Sequential(
+      [flax.linen.Dense(4), adapters.BottleneckAdapter(2)]
     )
-    wanted = jax.jit(model.init)(jax.random.key(0), ids)['params']
-    np.testing.assert_array_equal(
-      new['encoder']['layers_0']['ffn_adapter']['up']['kernel'],
-      wanted['encoder']['layers_0']['ffn_adapter']['up']['kernel'],
+    x = jnp.ones((1, 3))
+    wanted = jax.jit(model.init)(jax.random.key(0), x)['params']
+    base = {
+      'layers_0': {'kernel': jnp.ones((3, 4)), 'bias': jnp.ones(4)},
+      'lm_head': {'bias': jnp.zeros(3)},
+    }
+    new = adapters.init_adapters(jax.random.key(0), model, base, x)
+    self.assertEqual(jax.tree.structure(new), jax.tree.structure(wanted))
+    self.assertIs(new['layers_0']['kernel'], base['layers_0']['kernel'])
+    jax.tree.map(
+      np.testing.assert_array_equal, new['layers_1'], wanted['layers_1']
     )
 
   def test_a_base_that_does_not_fit(self):
