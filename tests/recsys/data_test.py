@@ -1,6 +1,7 @@
 """Tests of interactions, readers and splits."""
 
 import pathlib
+import tempfile
 
 import jax
 import numpy as np
@@ -15,6 +16,13 @@ def _random(users=40, items=30, seed=0, density=0.2):
   return recsys.from_dense(
     (rng.random((users, items)) < density) * rng.integers(1, 6, (users, items))
   )
+
+
+def _folder(case):
+  """A folder that goes away with the test."""
+  folder = tempfile.TemporaryDirectory()
+  case.addCleanup(folder.cleanup)
+  return pathlib.Path(folder.name)
 
 
 class InteractionsTest(parameterized.TestCase):
@@ -152,7 +160,7 @@ class SplitsTest(parameterized.TestCase):
 
 class ReadersTest(parameterized.TestCase):
   def _file(self, name, text):
-    path = pathlib.Path(self.create_tempdir().full_path) / name
+    path = _folder(self) / name
     path.write_text(text, encoding='utf-8')
     return path
 
@@ -208,7 +216,7 @@ class ReadersTest(parameterized.TestCase):
     import pyarrow
     import pyarrow.parquet
 
-    path = pathlib.Path(self.create_tempdir().full_path) / 'x.parquet'
+    path = _folder(self) / 'x.parquet'
     table = pyarrow.table({'user': [3, 3, 5], 'item': [1, 2, 1]})
     pyarrow.parquet.write_table(table, path)
     x = recsys.read_interactions(path).interactions

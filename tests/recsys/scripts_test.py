@@ -5,6 +5,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import tempfile
 import time
 
 import numpy as np
@@ -12,6 +13,13 @@ from absl.testing import absltest, parameterized
 
 from jaxpapers.recsys import methods, report, reproduction, studies
 from tests.helpers import scripts
+
+
+def _folder(case):
+  """A folder that goes away with the test."""
+  folder = tempfile.TemporaryDirectory()
+  case.addCleanup(folder.cleanup)
+  return pathlib.Path(folder.name)
 
 
 def _write_ratings(folder, users=60, items=30, seed=0):
@@ -32,7 +40,7 @@ def _write_ratings(folder, users=60, items=30, seed=0):
 class ScriptsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.folder = _folder(self)
     self.ratings = f'--interactions={_write_ratings(self.folder)}'
 
   def _run(self, name, *arguments, code=0, **options):
@@ -128,7 +136,7 @@ def _write_study(folder):
 class ReproduceTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.folder = _folder(self)
     _write_study(self.folder)
     self.arguments = (
       '--studies=table_4', f'--data_dir={self.folder}',

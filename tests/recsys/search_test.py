@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -32,6 +33,13 @@ search.run_search(objective, space, n_trials=int(sys.argv[4]), n_startup=5,
 """
 
 
+def _folder(case):
+  """A folder that goes away with the test."""
+  folder = tempfile.TemporaryDirectory()
+  case.addCleanup(folder.cleanup)
+  return pathlib.Path(folder.name)
+
+
 def _space():
   import optuna
 
@@ -47,7 +55,7 @@ def _objective(parameters):
 
 class SearchTest(parameterized.TestCase):
   def _journal(self):
-    folder = pathlib.Path(self.create_tempdir().full_path)
+    folder = _folder(self)
     return str(folder / 'search.journal'), str(folder / 'calls')
 
   def _worker(self, journal, calls, pause, trials):
@@ -92,7 +100,7 @@ class SearchTest(parameterized.TestCase):
 
   def test_failures_count_and_the_search_goes_on(self):
     def objective(parameters):
-      if parameters['k'] > 5:
+      if parameters['k'] > 7:
         raise ValueError('too\nlarge')
       return float('nan') if parameters['x'] < 0 else parameters['x']
 
@@ -152,7 +160,7 @@ class SearchTest(parameterized.TestCase):
     self.assertEqual(set(space), set(method.space))
     known = set(inspect.signature(method.fit).parameters)
     if 'parameters' in known or 'more' in known:
-      known |= set(method.space)  # Passed on.
+      known |= {*method.space, *method.fixed}  # Passed on.
     self.assertTrue(set(method.space) | set(method.fixed) <= known)
 
   def test_ranges_of_the_paper(self):
