@@ -100,7 +100,7 @@ def rp3_beta(
     inside = np.arange(len(walk))
     walk[inside, first + inside] = 0
     if beta:
-      walk = (walk * discount).astype(np.float32)
+      walk = walk * discount
     keep = keep_top(walk, n if top_k is None else top_k, zeros=False)
     if normalize:
       total = np.where(keep, walk, 0).sum(axis=1, keepdims=True)
@@ -108,7 +108,7 @@ def rp3_beta(
     row, column = np.nonzero(keep)
     rows.append(row + first)
     columns.append(column)
-    values.append(walk[keep])
+    values.append(walk[keep].astype(np.float32))
   weights = optional.sparse().csc_array(
     (
       np.concatenate(values or [np.zeros(0, np.float32)]),
@@ -126,18 +126,16 @@ def rp3_beta(
 def _transitions(train, alpha):
   """Probabilities ^ alpha from users to items and from items to users."""
   sparse = optional.sparse()
+  # In float64 walks of equal probability stay equal, whatever the order of
+  # summation: rounding would decide which of them are kept.
   total = np.bincount(train.user, train.value, minlength=train.num_users)
   forward = (train.value / total[train.user]) ** alpha
   count = train.item_counts().astype(np.float64)
   backward = (1.0 / count[train.item]) ** alpha
   shape = train.shape
   starts = train.row_starts
-  user_to_item = sparse.csr_array(
-    (forward.astype(np.float32), train.item, starts), shape=shape
-  )
-  back = sparse.csr_array(
-    (backward.astype(np.float32), train.item, starts), shape=shape
-  )
+  user_to_item = sparse.csr_array((forward, train.item, starts), shape=shape)
+  back = sparse.csr_array((backward, train.item, starts), shape=shape)
   return user_to_item, back.T
 
 

@@ -20,7 +20,7 @@ from jaxpapers.recsys import (
 from jaxpapers.recsys.studies import Data, Study, column
 
 # How far a row may be from the published one. Parameters are printed with four
-# decimals, and neighbours and items with equal scores are kept in another order:
+# decimals, and neighbours and items with equal scores come in another order:
 # three of 5551 users are 5.4e-4. Randomised solvers and random starts differ
 # more; TopPopular is nothing but ties; see docs/recsys.md.
 TOLERANCE = 6e-4
