@@ -200,6 +200,7 @@ class StudyTest(parameterized.TestCase):
     ('table_4', ['UserKNN CF cosine', 'UserKNN CF jaccard', 'TopPopular']),
     ('table_32', ['ItemKNN CF asymmetric', 'UserKNN CF asymmetric', 'P3alpha']),
   )
+  @pytest.mark.slow
   def test_rows_agree_with_the_paper(self, table, rows):
     self._check(table, rows)
 
