@@ -105,11 +105,10 @@ def save_task(
   if not flat:
     raise ValueError('task has no parameters.')
   flat = jax.device_get(flat)
-  header = {
-    'format': _FORMAT,
-    'version': '1',
-    'metadata': json.dumps(dict(metadata or {})),
-  }
+  # One entry: safetensors writes several in any order, and files of the same
+  # task would differ.
+  about = {'version': 1, 'metadata': dict(metadata or {})}
+  header = {_FORMAT: json.dumps(about)}
   arrays = {path: np.asarray(x) for path, x in flat.items()}
   write_safetensors(os.fspath(path), arrays, metadata=header)
 
@@ -173,9 +172,7 @@ def load_task_metadata(path: Any) -> dict[str, Any]:
     text = file.read(min(size, 2**27))
   try:
     header = json.loads(text)['__metadata__']
-    if header['format'] != _FORMAT:
-      raise ValueError(f'format is {header["format"]!r}')
-    return json.loads(header['metadata'])
+    return json.loads(header[_FORMAT])['metadata']
   except (ValueError, KeyError, TypeError) as error:
     raise CorruptFileError(
       f'{path}: not a task that save_task wrote: {error!r}.'

@@ -206,7 +206,7 @@ class LearningTest(absltest.TestCase):
 
   @pytest.mark.nightly
   def test_recipe(self):
-    """The recipe of B(iii) on real tasks; thresholds as docs/adapters.md."""
+    """The recipe of B(iii), 1000 examples four times."""
     lines = [
       large.require('roberta', f'wikitext2_{split}.txt').read_text()
       for split in ('valid', 'test')
@@ -219,26 +219,14 @@ class LearningTest(absltest.TestCase):
     blocks = np.hstack([bpe.bos_id * ends, blocks, bpe.eos_id * ends])
     config = encoder_config(bpe, 128, 4)
     base = pretrain(self, config, bpe, blocks.astype(np.int32), 1800)
-    medians = {}
-    for name in ('sms_spam', 'disasters'):
-      medians[name] = self.compare(name, bpe, config, base)
-    for name, found in medians.items():
-      with self.subTest(name):
-        self.assertGreaterEqual(found['adapter'], found['majority'] + 0.02)
-        self.assertGreaterEqual(found['adapter'], found['full'] - 0.06)
-
-  def compare(self, name, bpe, config, base):
-    """Median test accuracy of each mode."""
-    task, (train, _, test) = task_texts(name)
-    rows = encode(task, bpe)
-    train = train[:2000]
+    task, (train, _, test) = task_texts('disasters')
+    rows, train = encode(task, bpe), train[:1000]
     splits = (
       (rows[train], task.labels[train]),
       (rows[test], task.labels[test]),
     )
     most = np.bincount(task.labels[train]).argmax()
     found = {'majority': float((task.labels[test] == most).mean())}
-    print(f'{name}: most frequent class {found["majority"]:.4f}')
     for mode, start, rate in (
       ('full', base, 2e-4),
       ('random', None, 2e-4),
@@ -250,22 +238,31 @@ class LearningTest(absltest.TestCase):
         start,
         {'mode': 'full' if mode == 'random' else mode},
         rate,
-        500,
+        250,
         16,
         *splits,
       )
       found[mode] = float(np.median(accuracies))
-      print(f'{name}: {mode} {np.round(accuracies, 4)}', flush=True)
+      print(f'{mode} {np.round(accuracies, 4)}', flush=True)
       if mode == 'adapter':
         self.assertLessEqual(count, 0.1 * adapters.count_params(base))
         removed = np.asarray(removed)
-        # H16, with the standard error of 558 texts.
+        # H16, to within chance.
         without = float(np.median(removed[:, 0, 1]))
         single = float(np.median(removed[:, [0, 1], [0, 1]]))
-        print(f'{name}: removed {np.round(removed, 4).tolist()}', flush=True)
+        print(f'removed {np.round(removed, 4).tolist()}', flush=True)
         self.assertLessEqual(without, found['adapter'] + 0.01)
         self.assertGreaterEqual(single, without - 0.01)
-    return found
+    # Medians of three seeds that the programs gave with this recipe: most
+    # frequent class 59.2, everything 70.3, from random weights 70.3, adapters
+    # 66.9 %. A standard error of 1086 texts is 1.4 points.
+    self.assertGreaterEqual(found['adapter'], found['majority'] + 0.02)
+    self.assertGreaterEqual(found['adapter'], found['full'] - 0.06)
+    self.assertGreaterEqual(found['full'], found['majority'] + 0.05)
+    # After four million tokens pre-training is worth little where there are
+    # 1000 examples to learn from; two points, as the paper's models would have,
+    # are not there (docs/adapters.md). It must not do harm.
+    self.assertGreaterEqual(found['full'], found['random'] - 0.02)
 
 
 if __name__ == '__main__':

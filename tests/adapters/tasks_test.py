@@ -56,6 +56,10 @@ class TasksTest(absltest.TestCase):
     self.assertEqual(printed, np.asarray(logits).tobytes().hex())
     metadata = adapters.load_task_metadata(self.path)
     self.assertEqual(metadata, {'labels': ['a', 'b', 'c']})
+    # The same task is the same file.
+    again = self.folder / 'again.safetensors'
+    adapters.save_task(again, task, metadata=metadata)
+    self.assertEqual(again.read_bytes(), self.path.read_bytes())
     # What a task costs on disk: its numbers and a header.
     header = self.path.stat().st_size - adapters.tree_bytes(task)
     self.assertBetween(header, 0, 8000)
