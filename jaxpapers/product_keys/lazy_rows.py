@@ -15,10 +15,9 @@ FORMULATIONS = ('auto', 'rows', 'masked')
 # than gathering and scattering rows. On a CPU rows take 57% of its time where
 # half of them are read; docs/product_keys.md has the figures.
 MASKED_FROM = 1.0
-# Elements of a gradient that 'rows' has in hand at a time: on CPU half a MiB of
-# float32, which stays in cache; elsewhere 64 MiB, since a loop is slow there.
-_CHUNK = 2**17
-_LARGE_CHUNK = 2**24
+# Elements of a gradient that 'rows' has in hand at a time: a MiB of float32,
+# which stays in the cache of a CPU.
+_CHUNK = 2**18
 
 
 class LazyAdamState(NamedTuple):
@@ -101,16 +100,7 @@ def scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
       return step.astype(g.dtype), m, v, last
 
     # The next two see one part of a table that lies on several devices.
-    def rows(ids, g, *others):
-      return jax.lax.platform_dependent(
-        ids,
-        g,
-        *others,
-        cpu=functools.partial(by_chunks, _CHUNK),
-        default=functools.partial(by_chunks, _LARGE_CHUNK),
-      )
-
-    def by_chunks(chunk, ids, g, count, correct1, correct2, *tables):
+    def rows(ids, g, count, correct1, correct2, *tables):
       def some(start, size, g, m, v, *last):
         """Changes the places from `start`; g becomes the step, in its place."""
         n = m.shape[0]
@@ -135,7 +125,7 @@ def scale_by_lazy_adam(b1, b2, eps, eps_mode, skip_correction, formulation):
         g = jax.lax.dynamic_update_slice_in_dim(g, step, start, 0)
         return g, m, v, *last
 
-      size = max(1, chunk // g.shape[1])
+      size = max(1, _CHUNK // g.shape[1])
       whole, rest = divmod(ids.shape[0], size)
       state = (g, *tables)
       if whole:

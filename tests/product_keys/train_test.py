@@ -1,6 +1,7 @@
 """Tests of training steps: what they keep in memory, and microbatches."""
 
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from jaxpapers import product_keys as pk
 from jaxpapers import training
+from jaxpapers.product_keys import lazy_rows
 
 MEMORY = pk.ProductKeyMemory(n_keys=12, k_dim=8, heads=2, knn=3)
 
@@ -46,9 +48,11 @@ def text(examples=4, length=8, seed=0):
 
 
 class InPlaceTest(parameterized.TestCase):
-  @parameterized.parameters('auto', 'lazy')
-  def test_a_step_makes_nothing_of_the_size_of_the_table(self, mode):
-    # 65,536 slots of width 128, 64 tokens with 16 reads.
+  @parameterized.parameters(('auto', 2**18), ('lazy', 2**14))
+  def test_a_step_makes_nothing_of_the_size_of_the_table(self, mode, chunk):
+    # 65,536 slots of width 128, 64 tokens with 16 reads; their 1024 rows are
+    # updated at once, or 128 at a time.
+    self.enter_context(mock.patch.object(lazy_rows, '_CHUNK', chunk))
     memory = pk.ProductKeyMemory(n_keys=256, k_dim=16, heads=2, knn=8)
     model = language_model(memory, 128, 64)
     tx = pk.memory_optimizer(optax.adam(1e-3), mode=mode)
