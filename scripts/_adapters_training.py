@@ -311,7 +311,10 @@ def initial(
     # An initialisation is its scale times one of scale 1.
     model = model.clone(adapter=model.adapter.replace(init_std=1.0))
 
-  if config.head == 'linear' and 'classifier' not in (base or {}):
+  classifies = isinstance(model, roberta.RobertaForSequenceClassification)
+  if (
+    config.head == 'linear' and classifies and 'classifier' not in (base or {})
+  ):
     raise ValueError(
       "head is 'linear', which leaves the dense layer of the head as it was"
       ' pre-trained, and the model has none. Use --config.head=mlp'
