@@ -232,6 +232,7 @@ class TrainingTest(parameterized.TestCase):
       apply(small_variables(), np.zeros((1, size, size, 3), np.float32))
     self.assertLen(traces, 2)
 
+  @pytest.mark.slow
   def test_data_parallel_equals_one_device(self):
     devices.run(
       """
