@@ -132,6 +132,7 @@ class MaskedTest(absltest.TestCase):
     self.assertAlmostEqual(total, inside, delta=1e-5 * inside)
     self.assertGreater(inside, 0)
 
+  @pytest.mark.slow
   def test_equal_to_the_network_alone(self):
     for index in (0, 1):
       self.check_member(index, 20)
@@ -141,6 +142,7 @@ class MaskedTest(absltest.TestCase):
     for index in range(20):
       self.check_member(index, 20)
 
+  @pytest.mark.slow
   def test_outside_the_mask_gradients_are_zero(self):
     tokens, _, (_, _, _, grads) = masked(20)
     for index in range(20):
