@@ -43,6 +43,8 @@ from jaxpapers.product_keys.train import (
 )
 from jaxpapers.product_keys.usage import (
   MemoryUsage,
+  measure_usage,
+  memory_usage_by_head,
   memory_usage_init,
   memory_usage_report,
   memory_usage_update,
@@ -72,8 +74,10 @@ __all__ = [
   'lazy_adam',
   'make_memory_train_step',
   'make_sharded_bag',
+  'measure_usage',
   'memory_factories',
   'memory_optimizer',
+  'memory_usage_by_head',
   'memory_usage_init',
   'memory_usage_report',
   'memory_usage_update',
