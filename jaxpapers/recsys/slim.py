@@ -13,6 +13,11 @@ from jaxpapers.recsys.linear import dense_gram
 from jaxpapers.recsys.models import ItemModel
 from jaxpapers.recsys.similarities import sparse_top_k
 
+# Up to here the Gram matrix is kept dense on the host: 1 GB.
+_DENSE = 16_384
+# Items in the first working set.
+_FIRST = 64
+
 
 def slim_elastic_net(
   train: Interactions,
@@ -57,8 +62,10 @@ def slim_elastic_net(
   l2 = alpha * (1 - l1_ratio) * train.num_users
   settings = (l1, l2, tol, max_iter)
   gram = _sparse_gram(train)
-  if gram.nnz > 0.2 * n * n or n <= 512:
+  if n <= 512 or (gram.nnz > 0.2 * n * n and jax.default_backend() != 'cpu'):
     blocks = _dense_blocks(dense_gram(train), settings, block)
+  elif n <= _DENSE:
+    blocks = _working_sets(gram.toarray(), settings, block)
   else:
     blocks = _sparse_blocks(gram, settings, block)
   return ItemModel(sparse_top_k(blocks, top_k, n).tocsr())
@@ -164,6 +171,81 @@ def solve_slim(
   ones = jnp.ones(targets.shape[1], targets.dtype)
   state = (zero, zero, ones, jnp.asarray(jnp.inf, targets.dtype), 0)
   return jax.lax.while_loop(running, body, state)[0]
+
+
+def _working_sets(gram, settings, block):
+  """Small problems on the items that matter, grown until none is missing.
+
+  Solves each column on a set of items, looks at the gradient of all others, and
+  takes in those that would still get a weight. Most weights of SLIM are zero:
+  the sets stay small.
+  """
+  l1, l2, tol, _ = settings
+  n = len(gram)
+  for first in range(0, n, block):
+    columns = np.arange(first, min(first + block, n))
+    inside = np.arange(len(columns))
+    targets = gram[:, columns].copy()
+    # Below what any item needs to get a weight.
+    targets[columns, inside] = -np.inf
+    largest = np.maximum(targets.max(axis=0), 0)
+    threshold = max(tol, 1e-6) * largest
+    weights = np.zeros((n, len(columns)), np.float32)
+    sets = [
+      _first_set(targets[:, i], l1) if largest[i] > l1 else None for i in inside
+    ]
+    pending = [i for i in inside if sets[i] is not None]
+    while pending:
+      _solve_sets(gram, columns, sets, pending, settings, weights)
+      part = weights[:, pending]
+      gradient = gram @ part + l2 * part - targets[:, pending] + l1
+      gradient[part > 0] = 0
+      left = []
+      for place, i in enumerate(pending):
+        missing = np.flatnonzero(gradient[:, place] < -threshold[i])
+        if not len(missing):
+          continue
+        support = np.flatnonzero(part[:, place])
+        room = max(_FIRST, len(support))
+        if len(missing) > room:
+          order = np.argpartition(gradient[missing, place], room)
+          missing = missing[order[:room]]
+        sets[i] = np.sort(np.concatenate([support, missing]))
+        left.append(i)
+      pending = left
+    yield first, weights
+
+
+def _first_set(target, l1):
+  rows = np.flatnonzero(target > l1)
+  if len(rows) > _FIRST:
+    rows = rows[np.argpartition(-target[rows], _FIRST)[:_FIRST]]
+  return np.sort(rows)
+
+
+def _solve_sets(gram, columns, sets, pending, settings, weights):
+  """Solves the columns `pending` on their sets, in batches of equal size."""
+  l1, l2, tol, max_iter = settings
+  sizes = {}
+  for i in pending:
+    size = int(2 ** np.ceil(np.log2(max(len(sets[i]), 32))))
+    sizes.setdefault(size, []).append(i)
+  for size, members in sizes.items():
+    batch = int(np.clip(2**24 // size**2, 1, 256))
+    for at in range(0, len(members), batch):
+      some = members[at : at + batch]
+      grams = np.zeros((batch, size, size), np.float32)
+      targets = np.zeros((batch, size), np.float32)
+      for row, i in enumerate(some):
+        rows = sets[i]
+        grams[row, : len(rows), : len(rows)] = gram[np.ix_(rows, rows)]
+        targets[row, : len(rows)] = gram[rows, columns[i]]
+      found = np.asarray(
+        descend(grams, targets, l1, l2, tol=tol, max_iter=max_iter)
+      )
+      for row, i in enumerate(some):
+        weights[:, i] = 0
+        weights[sets[i], i] = found[row, : len(sets[i])]
 
 
 def _sparse_blocks(gram, settings, block):

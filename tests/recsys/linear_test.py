@@ -1,5 +1,7 @@
 """Tests of EASE, SLIM, factorisations and sampled methods."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,24 @@ class SlimTest(parameterized.TestCase):
     found = [b for _, b in slim._sparse_blocks(gram, settings, 16)]
     expected = _GOLDEN['rating/SLIM_alpha0.05_l1ratio0.1_W']
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    found = [b for _, b in slim._working_sets(gram.toarray(), settings, 16)]
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+
+  def test_working_sets_grow(self):
+    rng = np.random.default_rng(0)
+    x = (rng.random((300, 200)) < 0.15).astype(np.float32)
+    gram = x.T @ x
+    settings = (0.3, 3.0, 1e-7, 20000)
+    with mock.patch.object(slim, '_FIRST', 4):
+      found = [b for _, b in slim._working_sets(gram, settings, 64)]
+    weights = np.concatenate(found, 1)
+    self.assertGreater((weights > 0).sum(0).max(), 20)
+    gradient = gram @ weights + 3.0 * weights - gram + 0.3
+    np.fill_diagonal(gradient, 0)
+    # The conditions of an optimum, up to float32 sums of some 50 terms.
+    np.testing.assert_allclose(gradient[weights > 0], 0, atol=1e-3)
+    self.assertGreater(gradient.min(), -1e-3)
+    self.assertTrue((np.diag(weights) == 0).all())
 
   @parameterized.parameters(
     (dict(alpha=0), 'alpha'), (dict(l1_ratio=2), 'l1_ratio')
