@@ -12,7 +12,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
-from jaxpapers.recsys import methods, readers, splits, studies
+from jaxpapers.recsys import evaluation, methods, readers, splits, studies
 
 FLAGS = flags.FLAGS
 
@@ -174,8 +174,10 @@ def _from_files() -> Problem:
   if FLAGS.sampled_negatives:
     some = np.flatnonzero(test.user_counts())
     full = recsys.union(train.binary(), test.binary())
-    negatives = splits.sample_negatives(
-      FLAGS.seed, full, some, FLAGS.sampled_negatives
+    # As interactions, so that validation users can be judged by them too.
+    negatives = evaluation.candidates_of(
+      splits.sample_negatives(FLAGS.seed, full, some, FLAGS.sampled_negatives),
+      test,
     )
   search, validation = splits.split_user_fraction(FLAGS.seed + 1, train)
   features = _features(items) if FLAGS.features else None

@@ -144,13 +144,15 @@ def run_search(
   state = optuna.trial.TrialState
   _free(study, state, retry)
   while True:
-    left = _slots_left(study, state, n_trials)
-    if not left:
+    if not _slots_left(study, state, n_trials):
       break
     trial = study.ask()
-    # Numbers are given out once. Later ones fill the holes of dead workers.
-    slot = trial.number if trial.number < n_trials else min(left)
     trial.set_user_attr(_WORKER, _me())
+    # Numbers are given out once: this is a slot of its own, unless there is a
+    # hole before it, which a dead worker left. Holes come first, so that a
+    # search that was killed goes the way of one that was not.
+    left = _slots_left(study, state, n_trials, trial.number)
+    slot = min((s for s in left if s < trial.number), default=trial.number)
     trial.set_user_attr(_SLOT, slot)
     if slot not in left or _taken(study, state, trial.number, slot):
       study.tell(trial, state=state.FAIL)
@@ -246,9 +248,11 @@ def _read(study, n_trials):
   return [found[slot] for slot in sorted(found)]
 
 
-def _slots_left(study, state, n_trials):
+def _slots_left(study, state, n_trials, ignore=None):
   left = set(range(n_trials))
   for trial in study.get_trials(deepcopy=False):
+    if trial.number == ignore:
+      continue
     slot = trial.user_attrs.get(_SLOT)
     running = trial.state == state.RUNNING
     if slot is not None and (running or _STATUS in trial.user_attrs):
