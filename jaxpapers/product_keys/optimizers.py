@@ -43,6 +43,10 @@ def lazy_adam(
   change, as in torch.optim.SparseAdam; a dense gradient changes all, as in
   ordinary Adam. Bias correction counts all updates.
 
+  In the program that makes the gradient, and is given state and parameters to
+  keep (`donate_argnums`), tables and moments change where they are. A program
+  of the update alone has to be given the gradient, too, or XLA copies moments.
+
   Args:
     learning_rate: Number or schedule.
     b1: Decay of the first moment.
