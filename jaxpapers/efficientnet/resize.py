@@ -38,17 +38,20 @@ def resize_bicubic_tf1(image: Any, height: int, width: int) -> Any:
   _check(image, height, width)
   rows, row_weights = _taps(image.shape[0], height)
   columns, column_weights = _taps(image.shape[1], width)
-  xp = jnp if isinstance(image, jax.Array) else np
   # The axis that shrinks more comes first: what is left is less work.
-  vertical = image.shape[0] * width >= image.shape[1] * height
-  axes = ((0, rows, row_weights), (1, columns, column_weights))
-  for axis, indices, weights in axes if vertical else axes[::-1]:
-    shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    image = sum(
-      xp.take(image, indices[:, k], axis) * weights[:, k].reshape(shape)
-      for k in range(4)
-    )
-  return image
+  if image.shape[0] * width >= image.shape[1] * height:
+    image = _mix_rows(image, rows, row_weights).swapaxes(0, 1)
+    return _mix_rows(image, columns, column_weights).swapaxes(0, 1)
+  image = _mix_rows(image.swapaxes(0, 1), columns, column_weights)
+  return _mix_rows(image.swapaxes(0, 1), rows, row_weights)
+
+
+def _mix_rows(image, indices, weights):
+  """Weighted sums of four rows each, [new, width, channels]."""
+  if not isinstance(image, jax.Array):
+    # Whole rows are copied much faster than pixels here and there.
+    image = np.ascontiguousarray(image)
+  return sum(image[indices[:, k]] * weights[:, k, None, None] for k in range(4))
 
 
 @functools.lru_cache(maxsize=4096)
