@@ -194,7 +194,7 @@ class ScriptsTest(parameterized.TestCase):
       (
         'efficientnet_train',
         ['--config.model.name=efficientnet-b9'],
-        ('efficientnet-b9', 'efficientnet-b0'),
+        ('efficientnet-b9', 'tf_efficientnet_', 'b0'),
       ),
       ('efficientnet_transfer', [], ('init_from is empty',)),
     ):
