@@ -43,9 +43,10 @@ def lazy_adam(
   change, as in torch.optim.SparseAdam; a dense gradient changes all, as in
   ordinary Adam. Bias correction counts all updates.
 
-  In the program that makes the gradient, and is given state and parameters to
-  keep (`donate_argnums`), tables and moments change where they are. A program
-  of the update alone has to be given the gradient, too, or XLA copies moments.
+  In a program that is given state and parameters to keep (`donate_argnums`),
+  tables and moments change where they are. Results must come in the order of
+  the arguments: JAX pairs arrays of equal shape by it, and a table that ends
+  where a moment was has to be copied.
 
   Args:
     learning_rate: Number or schedule.
