@@ -134,8 +134,8 @@ def addressing_loss(
 
   Example:
     >>> loss = addressing_loss(jnp.zeros((3, 1, 2, 4)), jnp.ones((1, 2, 8, 4)))
-    >>> float(loss) == -float(jnp.log(8.0))
-    True
+    >>> round(float(loss), 3)
+    -2.079
   """
   p = jax.nn.softmax(_half_scores(q, keys, precision), axis=-1)
   if mask is None:

@@ -84,8 +84,8 @@ class InPlaceTest(parameterized.TestCase):
       jax.ShapeDtypeStruct(shape, dtype)
       for shape, dtype in (
         ((65536, 64), 'float32'),
-        ((8, 32), 'int32'),
-        ((8, 32), 'float32'),
+        ((8, 128), 'int32'),
+        ((8, 128), 'float32'),
       )
     ]
     jitted = jax.jit(step, donate_argnums=0)
