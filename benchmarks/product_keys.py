@@ -143,7 +143,8 @@ class _Ours:
       gradients = pk.sparse_value_and_grad(loss_fn)
     self._gradients = jax.jit(gradients)
 
-    def update(gradients, opt_state, params):
+    # In the order of the results: buffers of equal shape are paired in order.
+    def update(params, opt_state, gradients):
       updates, opt_state = self.tx.update(gradients, opt_state, params)
       return optax.apply_updates(params, updates), opt_state
 
@@ -175,7 +176,7 @@ class _Ours:
       given[:] = [jax.block_until_ready(copy)]
 
     def call():
-      held[:] = self._update(given.pop(), held[1], held[0])
+      held[:] = self._update(*held, given.pop())
       jax.block_until_ready(held)
 
     call.prepare = prepare
