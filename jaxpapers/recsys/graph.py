@@ -101,9 +101,7 @@ def rp3_beta(
     walk[inside, first + inside] = 0
     if beta:
       walk = walk * discount
-    keep = keep_top(
-      walk, n if top_k is None else top_k, zeros=False, first=first
-    )
+    keep = keep_top(walk, n if top_k is None else top_k, zeros=False)
     if normalize:
       total = np.where(keep, walk, 0).sum(axis=1, keepdims=True)
       walk = walk / np.where(total > 0, total, 1)

@@ -300,11 +300,7 @@ def top_k_columns(w: Any, k: int | None, ties: str = 'index') -> Any:
 
 
 def keep_top(
-  rows: np.ndarray,
-  k: int,
-  ties: str = 'index',
-  zeros: bool = True,
-  first: int | None = None,
+  rows: np.ndarray, k: int, ties: str = 'index', zeros: bool = True
 ) -> np.ndarray:
   """Where the k largest of each row are, bool; lowest index among equals.
 
@@ -313,15 +309,12 @@ def keep_top(
     k: How many.
     ties: 'index', or 'keep' all that equal the last.
     zeros: Whether zeros count; False keeps fewer instead.
-    first: Number of the first row. If given, and without zeros, equal entries
-      are taken from the row's own number on, and round: always the lowest ones
-      would make the first items and users everybody's neighbours.
   """
   n = rows.shape[1]
   if k >= n:
     return np.ones(rows.shape, bool) if zeros else rows != 0
   if not zeros:
-    return _keep_top_stored(rows, k, ties, first)
+    return _keep_top_stored(rows, k, ties)
   threshold = np.partition(rows, n - k, axis=1)[:, n - k, None]
   keep = rows >= threshold
   if ties == 'keep':
@@ -336,7 +329,7 @@ def keep_top(
   return keep
 
 
-def _keep_top_stored(rows, k, ties, first=None):
+def _keep_top_stored(rows, k, ties):
   """The same without zeros: a partition of many equal numbers is slow."""
   keep = rows != 0
   if rows.size and rows.min() < 0:
@@ -350,9 +343,6 @@ def _keep_top_stored(rows, k, ties, first=None):
     if ties == 'index' and np.count_nonzero(inside) > k:
       equal = np.flatnonzero(values == threshold)
       above = np.count_nonzero(values > threshold)
-      if first is not None:
-        distance = (where[equal] - first - row) % rows.shape[1]
-        equal = equal[np.argsort(distance)]
       inside[equal[k - above :]] = False
     keep[row, where] = inside
   return keep
@@ -374,9 +364,9 @@ def sparse_top_k(
   from jaxpapers.recsys import optional
 
   values, indices, counts = [], [], []
-  for first, block in blocks:
+  for _, block in blocks:
     rows = np.ascontiguousarray(block.T)
-    keep = keep_top(rows, n if k is None else k, zeros=False, first=first)
+    keep = keep_top(rows, n if k is None else k, zeros=False)
     counts.append(np.count_nonzero(keep, axis=1))
     indices.append(np.nonzero(keep)[1].astype(np.int32))
     values.append(rows[keep])
