@@ -180,7 +180,10 @@ setup(
   python_requires='>=3.11',
   packages=packages(),
   package_dir={'jaxpapers_scripts': 'scripts'},
-  package_data={'jaxpapers.structopt': ['*.json']},
+  package_data={
+    'jaxpapers.recsys': ['*.json'],
+    'jaxpapers.structopt': ['*.json'],
+  },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS,
   entry_points={'console_scripts': ['jaxpapers = jaxpapers.cli:main']},
