@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import _command_line
@@ -171,7 +171,11 @@ class Splits:
 
 
 def open_splits(
-  config: Any, workdir: epath.Path | None, *, only_test: bool = False
+  config: Any,
+  workdir: epath.Path | None,
+  *,
+  only_test: bool = False,
+  class_names: Sequence[str] = (),
 ) -> Splits:
   """Opens the images of a config.
 
@@ -179,6 +183,7 @@ def open_splits(
     config: See `recipes.FIELDS`.
     workdir: Where corrupt images are listed, if they are skipped.
     only_test: Whether the training split is not needed.
+    class_names: Of kind folder without a training split: those of the network.
 
   Returns:
     The splits.
@@ -206,7 +211,8 @@ def open_splits(
 
   try:
     first = None if only_test else opened('train')
-    names = first.class_names if first and options.kind == 'folder' else None
+    # Labels are those of training, also where the test split lacks a class.
+    names = (first.class_names if first else class_names) or None
     splits = Splits(first, opened(config.evaluate_on, names))
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
@@ -333,42 +339,6 @@ def _evaluations(config, problem, images, mesh):
   return found
 
 
-def with_variables(
-  state: training.TrainState, variables: dict[str, Any]
-) -> training.TrainState:
-  """A state of step 0 that begins with other weights.
-
-  Args:
-    state: From `job.state`.
-    variables: {'params', 'batch_stats'}.
-
-  Returns:
-    The state; averages begin there, too.
-  """
-
-  def placed(old, new):
-    return jax.tree.map(
-      # A copy for each place: the step donates all of them.
-      lambda o, n: jax.device_put(np.array(n, o.dtype), o.sharding),
-      old,
-      new,
-    )
-
-  model_state = dict(state.model_state)
-  statistics = variables['batch_stats']
-  model_state['batch_stats'] = placed(model_state['batch_stats'], statistics)
-  if 'average' in model_state:
-    average = dict(model_state['average'])
-    average['batch_stats'] = placed(average['batch_stats'], statistics)
-    model_state['average'] = average
-  averages = state.ema_params
-  return state.replace(
-    params=placed(state.params, variables['params']),
-    model_state=model_state,
-    ema_params=averages and placed(averages, variables['params']),
-  )
-
-
 def fit(
   run: _training_command_line.Run,
   config: Any,
@@ -395,7 +365,7 @@ def fit(
     _write_network(run.workdir, problem, splits)
   state = problem.job.state(jax.random.key(config.seed), run.mesh)
   if variables is not None:
-    state = with_variables(state, variables)
+    state = train.with_variables(state, variables)
   batches = training_batches(config, problem, splits.train, run.mesh)
   per_epoch = problem.steps_per_epoch
   _training_command_line.say(
@@ -505,15 +475,6 @@ def load_weights(
     ) from error
 
 
-def state_variables(state: training.TrainState) -> dict[str, Any]:
-  """The weights that are evaluated: averages where there are any."""
-  model_state = state.model_state
-  statistics = model_state['batch_stats']
-  if 'average' in model_state:
-    statistics = model_state['average']['batch_stats']
-  return {'params': state.eval_params, 'batch_stats': statistics}
-
-
 def export(run: _training_command_line.Run, state: training.TrainState) -> None:
   """Writes the weights under timm's names, for whoever reads those.
 
@@ -523,7 +484,7 @@ def export(run: _training_command_line.Run, state: training.TrainState) -> None:
   """
   from jaxpapers.efficientnet import pretrained
 
-  variables = training.fetch(state_variables(state))
+  variables = training.fetch(train.state_variables(state))
   if not run.first:
     return
   path = run.workdir / WEIGHTS

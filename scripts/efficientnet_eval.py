@@ -91,7 +91,9 @@ def main() -> None:
   problem = _efficientnet_training.make_problem(
     config, network['num_classes'], network['train_examples']
   )
-  splits = _efficientnet_training.open_splits(config, None, only_test=True)
+  splits = _efficientnet_training.open_splits(
+    config, None, only_test=True, class_names=network.get('class_names', ())
+  )
   if splits.test.num_classes != network['num_classes']:
     raise _command_line.UsageError(
       f'--weights={weights} has {network["num_classes"]} classes, the images in'
@@ -202,7 +204,7 @@ def _loaded(path, problem, mesh):
     train_lib.check_same_shapes(variables, expected)
   except ValueError as error:
     raise _command_line.UsageError(f'--weights={path}: {error}') from error
-  return _efficientnet_training.with_variables(state, variables)
+  return train_lib.with_variables(state, variables)
 
 
 def _show(weights, problem, numbers):

@@ -195,7 +195,8 @@ def open_images(
     label_offset: Of 'tfrecord': label of the first class.
     minival_shards: Of 'tfrecord': how many of the first training files are the
       split 'minival' rather than 'train'; 20 in the paper.
-    class_names: Of 'folder': those of the training split.
+    class_names: Of 'folder': those of the training split; by default the
+      folders in train/, where it is. The others know theirs.
 
   Returns:
     The split.
@@ -220,6 +221,9 @@ def open_images(
     return Images(source, len(source.class_names), source.class_names)
   if kind == 'folder':
     place = _split_folder(folder, test)
+    if class_names is None and test:
+      # The test split may lack a class: labels are those of training.
+      class_names = _class_folders(folder / 'train')
     source = data.open_image_folder(place, class_names=class_names)
     return Images(source, len(source.class_names), source.class_names)
   if kind == 'tfrecord':
@@ -242,6 +246,14 @@ def _split_folder(folder, test):
     return folder / 'train'
   found = files.find(folder, _TEST_NAMES)
   return folder / _TEST_NAMES[0] if found is None else found
+
+
+def _class_folders(folder):
+  """Sorted names of the folders in a folder; None if there are none."""
+  if not folder.is_dir():
+    return None
+  names = (path.name for path in folder.iterdir() if path.is_dir())
+  return sorted(name for name in names if not name.startswith('.')) or None
 
 
 def _shards(folder, split, minival_shards):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxpapers.efficientnet import ema as ema_lib
@@ -238,3 +239,53 @@ def check_same_shapes(variables: Any, expected: Any) -> None:
         f'{name}: the weights have {have}, the network has {need}. Are these'
         ' weights of another model, or of another number of classes?'
       )
+
+
+def with_variables(state: Any, variables: Any) -> Any:
+  """A state of step 0 that begins with other weights.
+
+  Args:
+    state: A `training.TrainState` whose init was `make_init`'s.
+    variables: {'params', 'batch_stats'}.
+
+  Returns:
+    The state, where it lay; averages begin with these weights, too.
+  """
+
+  def placed(old, new):
+    return jax.tree.map(
+      # A copy for each place: the step donates all of them.
+      lambda o, n: jax.device_put(np.array(n, o.dtype), o.sharding),
+      old,
+      new,
+    )
+
+  model_state = dict(state.model_state)
+  statistics = variables['batch_stats']
+  model_state['batch_stats'] = placed(model_state['batch_stats'], statistics)
+  if 'average' in model_state:
+    average = dict(model_state['average'])
+    average['batch_stats'] = placed(average['batch_stats'], statistics)
+    model_state['average'] = average
+  averages = state.ema_params
+  return state.replace(
+    params=placed(state.params, variables['params']),
+    model_state=model_state,
+    ema_params=averages and placed(averages, variables['params']),
+  )
+
+
+def state_variables(state: Any) -> dict[str, Any]:
+  """The weights that are evaluated: averages where there are any.
+
+  Args:
+    state: A `training.TrainState` whose init was `make_init`'s.
+
+  Returns:
+    {'params', 'batch_stats'}.
+  """
+  model_state = state.model_state
+  statistics = model_state['batch_stats']
+  if 'average' in model_state:
+    statistics = model_state['average']['batch_stats']
+  return {'params': state.eval_params, 'batch_stats': statistics}

@@ -85,6 +85,9 @@ class DataTest(parameterized.TestCase):
     )
     self.assertEqual([test.source[k]['label'] for k in range(2)], [0, 2])
     self.assertEqual(test.num_classes, 3)
+    alone = data.open_images('folder', self.folder, 'test')
+    self.assertEqual(alone.class_names, train.class_names)
+    self.assertEqual([alone.source[k]['label'] for k in range(2)], [0, 2])
     with self.assertRaisesRegex(FileNotFoundError, 'name of the class'):
       data.open_images('folder', self.folder / 'none', 'test')
 
