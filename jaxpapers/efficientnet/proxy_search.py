@@ -68,7 +68,7 @@ class PopulationTrainer:
     self._eval_step = training.make_eval_step(
       self._measure, mesh=mesh, population=True
     )
-    self._make_state = jax.jit(jax.vmap(self._member, in_axes=(None, 0)))
+    self._make_state = self._state_maker()
 
   @property
   def num_steps(self) -> int:
@@ -91,15 +91,18 @@ class PopulationTrainer:
     filled = np.concatenate([tokens] + [tokens[:1]] * (self.members - count))
     filled = self._population.check(filled)
     state = self._make_state(jax.random.key(self._seed), filled)
-    result = training.fit(
-      state,
-      self._step,
-      Batches(self._train, self._recipe, self._seed),
-      num_steps=self.num_steps,
-      mesh=self._mesh,
-      console=False,
-      log_every=self.num_steps,
-    )
+    try:
+      result = training.fit(
+        state,
+        self._step,
+        Batches(self._train, self._recipe, self._seed),
+        num_steps=self.num_steps,
+        mesh=self._mesh,
+        console=False,
+        log_every=self.num_steps,
+      )
+    except training.NonFiniteLossError:  # That of every member.
+      return np.full(count, np.nan)
     if not result.finished:
       raise InterruptedError(result.message)
     batches = evaluation_batches(self._test, self._recipe.batch_size)
@@ -109,6 +112,16 @@ class PopulationTrainer:
     sound = jax.vmap(_all_finite)(result.state.params)
     accuracy = np.where(np.asarray(sound), means['accuracy'], np.nan)
     return accuracy[:count]
+
+  def _state_maker(self):
+    """Function from key and tokens to the state, made where the mesh has it."""
+    make = jax.vmap(self._member, in_axes=(None, 0))
+    if self._mesh is None:
+      return jax.jit(make)
+    tokens = jax.ShapeDtypeStruct((self.members, *self.space.shape), jnp.int32)
+    shapes = jax.eval_shape(make, jax.random.key(0), tokens)
+    shardings = training.shard_rules(shapes, (), self._mesh, population=True)
+    return jax.jit(make, out_shardings=shardings)
 
   def _member(self, key, tokens) -> training.TrainState:
     size = self.space.resolution

@@ -11,7 +11,7 @@ from absl.testing import absltest
 
 from jaxpapers.efficientnet import nas, proxy
 from jaxpapers.efficientnet.search_space import SKIPS
-from tests.helpers import data
+from tests.helpers import data, devices
 
 # Odd and even sides, layers that keep or change channels and size.
 SPACE = nas.SearchSpace(
@@ -213,6 +213,36 @@ class TrainersTest(absltest.TestCase):
     np.testing.assert_allclose(again, first[:2], atol=0.02)
     # Other tokens and fewer of them: nothing is compiled again.
     self.assertLess(time.process_time() - begin, 0.5 * compiled)
+
+  @pytest.mark.nightly
+  def test_population_on_a_mesh(self):
+    devices.run(
+      """
+      import numpy as np
+      from jaxpapers import training
+      from jaxpapers.efficientnet import nas, proxy
+      from tests.efficientnet import population_test
+
+      task = population_test.shapes_task()
+      space = nas.SearchSpace(
+        ((8,), (1,)), (2,), divisor=4, stem=8, head=16, num_classes=3,
+        resolution=10)
+      tokens = space.sample(2, 3)
+      recipe = proxy.Recipe(epochs=2, batch_size=20, learning_rate=1e-2)
+      accuracies = [
+        nas.PopulationTrainer(space, 4, task, task, recipe, mesh=mesh)(tokens)
+        for mesh in (None, training.make_mesh('population:2,data:2'))]
+      # Sums over two devices; an image at the edge may change its class.
+      np.testing.assert_allclose(*accuracies, atol=0.05)
+
+      # All members diverge: no accuracies, and no error.
+      wild = proxy.Recipe(epochs=3, batch_size=20, learning_rate=1e30)
+      mesh = training.make_mesh('data:-1')
+      trainer = nas.PopulationTrainer(space, 2, task, task, wild, mesh=mesh)
+      assert np.isnan(trainer(tokens[:2])).all()
+      """,
+      device_count=4,
+    )
 
   def test_images(self):
     task = shapes_task(61)
