@@ -137,8 +137,7 @@ class FolderHistory:
       )
     self._folder = pathlib.Path(folder).expanduser()
     self._retry = retry
-    self._host = socket.gethostname()
-    name = f'{self._host}-{os.getpid()}-{uuid.uuid4().hex[:6]}'
+    name = f'{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}'
     self._own = self._folder / 'trials' / f'{name}.jsonl'
     self._ticket = self._folder / 'claims' / f'worker-{name}'
     self._offsets: dict[pathlib.Path, int] = {}
@@ -168,8 +167,7 @@ class FolderHistory:
       finally:
         temporary.unlink()
     check_settings(json.loads(path.read_text()), json.loads(text), self._folder)
-    owner = {'host': self._host, 'pid': os.getpid()}
-    self._ticket.write_text(json.dumps(owner))
+    self._ticket.write_text(json.dumps(this_process()))
     self._void_claims(self._retry)
 
   def claim(self, budget):
@@ -235,7 +233,7 @@ class FolderHistory:
         owner = json.loads(path.read_text())
       except FileNotFoundError:
         continue
-      if everybody or self._is_dead(owner):
+      if everybody or is_dead(owner):
         # Only one of several workers that find it can rename it.
         try:
           gone = path.with_name(f'void-{path.name}-{uuid.uuid4().hex[:6]}')
@@ -246,16 +244,44 @@ class FolderHistory:
           pass
     return voided
 
-  def _is_dead(self, owner: Mapping[str, Any]) -> bool:
-    if owner['host'] != self._host:
-      return False
-    try:
-      os.kill(owner['pid'], 0)
-    except ProcessLookupError:
-      return True
-    except PermissionError:
-      return False
+
+def this_process() -> dict[str, Any]:
+  """What tells this process from all others, for `is_dead`."""
+  pid = os.getpid()
+  return {'host': socket.gethostname(), 'pid': pid, 'started': _started(pid)}
+
+
+def is_dead(owner: Mapping[str, Any] | None) -> bool:
+  """Whether a process of this machine has ended.
+
+  Args:
+    owner: What `this_process` said in it.
+
+  Returns:
+    False for other machines, of which nothing is known here.
+  """
+  if owner is None or owner['host'] != socket.gethostname():
     return False
+  try:
+    os.kill(owner['pid'], 0)
+  except ProcessLookupError:
+    return True
+  except PermissionError:  # It is somebody else's.
+    pass
+  # Its number may have been given to another process; in a container that is
+  # started again, programs often have the numbers they had before.
+  started = owner.get('started')
+  return started is not None and started != _started(owner['pid'])
+
+
+def _started(pid: int) -> str | None:
+  """When a process began, as Linux counts; None where it cannot be asked."""
+  try:
+    content = pathlib.Path(f'/proc/{pid}/stat').read_bytes()
+  except OSError:
+    return None
+  # Behind the program's name, in parentheses, in which there may be anything.
+  return content.rpartition(b')')[2].split()[19].decode()
 
 
 def check_settings(before: Any, now: Any, where: Any) -> None:

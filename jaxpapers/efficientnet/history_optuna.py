@@ -3,7 +3,12 @@
 import json
 from typing import Any
 
-from jaxpapers.efficientnet.history import Trial, check_settings
+from jaxpapers.efficientnet.history import (
+  Trial,
+  check_settings,
+  is_dead,
+  this_process,
+)
 from jaxpapers.efficientnet.search_space import DIMENSIONS, OPTIONS
 
 
@@ -24,8 +29,9 @@ class OptunaHistory:
       storage: URL of a database, 'sqlite:///search.db', or a journal file on a
         file system that the workers share.
       name: Of the study.
-      retry: Whether trials without a result, of workers that died, are run
-        again. Only when no other worker is running.
+      retry: Whether trials without a result, of other machines that died, are
+        run again. Only when no other worker is running. Those of processes of
+        this machine that are no longer there always are.
 
     Raises:
       ImportError: If optuna is missing.
@@ -70,10 +76,18 @@ class OptunaHistory:
     known = json.loads(self._study.user_attrs['settings'])
     where = f'the study {self._name!r} in {self._storage}'
     check_settings(known, json.loads(text), where)
-    if self._retry:
-      running = (optuna.trial.TrialState.RUNNING,)
-      for trial in self._study.get_trials(deepcopy=False, states=running):
-        self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    self._void_claims(self._retry)
+
+  def _void_claims(self, everybody):
+    """Fails trials of workers that died; how many."""
+    states, voided = self._optuna.trial.TrialState, 0
+    for trial in self._study.get_trials(
+      deepcopy=False, states=(states.RUNNING,)
+    ):
+      if everybody or is_dead(trial.user_attrs.get('owner')):
+        self._study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
+        voided += 1
+    return voided
 
   def claim(self, budget):
     """A number that nobody else gets.
@@ -84,23 +98,34 @@ class OptunaHistory:
     Returns:
       The number; None if all are taken.
     """
-    states = self._optuna.trial.TrialState
     while True:
-      left = set(range(budget))
-      for trial in self._study.get_trials(deepcopy=False):
-        if 'trial' in trial.user_attrs or trial.state == states.RUNNING:
-          left.discard(trial.user_attrs.get('index', trial.number))
-      if not left:
+      if not self._left(budget):
+        # Somebody may have died in the meantime.
+        if self._void_claims(False):
+          continue
         return None
       trial = self._study.ask()
-      # Numbers beyond the budget fill the holes that dead workers left.
-      index = trial.number if trial.number < budget else min(left)
-      if index not in left:
-        self._study.tell(trial, state=states.FAIL)
+      trial.set_user_attr('owner', this_process())
+      left = self._left(budget, trial.number)
+      if not left:
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         continue
+      # Its own number, or the first hole that a dead worker left: proposals
+      # look at all trials before them.
+      index = min(left)
       trial.set_user_attr('index', index)
       self._open[index] = trial
       return index
+
+  def _left(self, budget, own=None):
+    """Numbers that nobody has, apart from the trial of the number `own`."""
+    left = set(range(budget))
+    running = self._optuna.trial.TrialState.RUNNING
+    for trial in self._study.get_trials(deepcopy=False):
+      taken = 'trial' in trial.user_attrs or trial.state == running
+      if taken and trial.number != own:
+        left.discard(trial.user_attrs.get('index', trial.number))
+    return left
 
   def record(self, trial):
     """Keeps a finished trial."""

@@ -16,7 +16,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.efficientnet import controller as lib
-from jaxpapers.efficientnet import nas
+from jaxpapers.efficientnet import history, nas
 from jaxpapers.efficientnet.search_space import (
   OPTIONS,
   generator,
@@ -299,25 +299,51 @@ class RecordsTest(parameterized.TestCase):
       space = nas.SearchSpace(resolution=32)
       search(budget=4, rng=5, space=space, history=history_of(kind, place))
 
-  def test_goes_on_after_kill(self):
+  @parameterized.parameters('folder', 'optuna')
+  def test_goes_on_after_kill(self, kind):
     place = temporary() / 'record'
-    first = worker('folder', place, 0.05, 60)
+    first = worker(kind, place, 0.05, 60)
+
+    def finished():
+      if kind == 'folder':
+        return sum(1 for _ in place.glob('claims/0*')) - 1
+      return place.read_text().count('"reward') if place.exists() else 0
+
     try:
       deadline = time.monotonic() + 200
-      while len(list(place.glob('claims/*'))) < 12:
+      while finished() < 12:
         self.assertLess(time.monotonic(), deadline)
         time.sleep(0.02)
     finally:
       first.send_signal(signal.SIGKILL)
       first.wait()
     # Killed in an evaluation: one number is claimed and has no result.
-    record = nas.FolderHistory(place)
+    record = history_of(kind, place)
     evaluate = nas.SyntheticBenchmark()
     resumed = nas.regularized_evolution(
       evaluate, 60, 5, population=8, sample=4, history=record
     )
     whole = nas.regularized_evolution(evaluate, 60, 5, population=8, sample=4)
     np.testing.assert_array_equal(tokens_of(resumed), tokens_of(whole))
+
+  def test_another_process_of_the_same_number(self):
+    # As in a container that was started again.
+    place = temporary() / 'record'
+    before = nas.FolderHistory(place)
+    before.open({'a': 1})
+    self.assertEqual(before.claim(2), 0)
+    owner = json.loads((place / 'claims' / '000000').read_text())
+    self.assertFalse(history.is_dead(owner))
+    if owner['started'] is None:
+      self.skipTest('this system does not say when a process began')
+    self.assertTrue(history.is_dead(owner | {'started': '1'}))
+    (place / 'claims' / '000000').write_text(
+      json.dumps(owner | {'started': '1'})
+    )
+    after = nas.FolderHistory(place)
+    after.open({'a': 1})
+    self.assertEqual([after.claim(2) for _ in range(3)], [0, 1, None])
+    self.assertFalse(history.is_dead(owner | {'host': 'another'}))
 
   def test_half_a_line_is_ignored(self):
     place = temporary() / 'record'
