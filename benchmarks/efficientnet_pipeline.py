@@ -53,7 +53,7 @@ def _calls(files, size):
           data.decode_image(content),
           size,
           augment,
-          resize_method=method,
+          resize=method,
         )
 
     return call

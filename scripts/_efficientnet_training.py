@@ -288,6 +288,8 @@ def evaluate(
   batches = test_batches(config, problem.network.resolution, images, mesh)
   try:
     return training.evaluate(state, eval_step, batches, mesh=mesh)
+  except data.LabelError as error:
+    raise _command_line.UsageError(str(error)) from error
   except shared_data.CorruptFileError as error:
     raise corrupt_image(error) from error
   finally:
@@ -387,7 +389,7 @@ def fit(
       console=run.console,
       examples_per_step=config.batch_size,
     )
-  except training.NonFiniteLossError as error:
+  except (training.NonFiniteLossError, data.LabelError) as error:
     raise _command_line.UsageError(str(error)) from error
   except shared_data.CorruptFileError as error:
     raise corrupt_image(error) from error

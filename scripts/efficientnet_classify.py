@@ -151,9 +151,7 @@ def _prepare(image, config) -> np.ndarray:
   if method is None:
     torch = config.padding == 'symmetric'
     method = 'pil_bicubic' if torch else 'tf1_bicubic'
-  return preprocess.preprocess_eval(
-    image, config.resolution, resize_method=method
-  )
+  return preprocess.preprocess_eval(image, config.resolution, resize=method)
 
 
 def _shown(path, best, scores, names) -> str:

@@ -162,7 +162,14 @@ def parse_example(payload: bytes) -> dict[str, Any]:
   """
   try:
     return _parse_example(payload)
-  except (IndexError, KeyError, struct.error, ValueError) as error:
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    struct.error,
+  ) as error:  # A number where there should be a message, too.
     raise files.CorruptFileError(
       f'a payload of {len(payload):,} bytes is no tf.train.Example'
       f' ({type(error).__name__}: {error}).'

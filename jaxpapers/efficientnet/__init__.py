@@ -42,6 +42,7 @@ from jaxpapers.efficientnet.schedules import (
   scaled_learning_rate,
 )
 from jaxpapers.efficientnet.train import make_loss_fn, make_metric_fn
+from jaxpapers.nn import depthwise_conv, drop_path
 
 __all__ = [
   'class_activation_map',
@@ -60,6 +61,8 @@ __all__ = [
   'count_macs',
   'count_params',
   'decode_block_string',
+  'depthwise_conv',
+  'drop_path',
   'efficientnet_optimizer',
   'efficientnet_schedule',
   'ema_with_warmup',

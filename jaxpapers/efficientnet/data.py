@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pathlib
 import threading
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from jaxpapers.efficientnet import preprocess
 FORMATS = ('imagenet', 'tfrecord', 'folder', 'cifar10', 'cifar100', 'archive')
 # Other names of the split to evaluate on, in the order in which they are tried.
 _TEST_NAMES = ('val', 'validation', 'test', 'valid')
+
+
+class LabelError(ValueError):
+  """A label is none of the classes; says which, and of which record."""
 
 
 class TFRecordImages:
@@ -55,19 +60,24 @@ class TFRecordImages:
     return self._records.name(index)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    name = self.name(index)
-    example = tfrecord.parse_example(self._records[index])
+    name, payload = self.name(index), self._records[index]
+    try:
+      example = tfrecord.parse_example(payload)
+    except files.CorruptFileError as error:
+      raise files.CorruptFileError(f'{name}: {error}') from error
     try:
       encoded = example['image/encoded'][0]
       label = int(example['image/class/label'][0])
-    except (KeyError, IndexError) as error:
+      if not isinstance(encoded, bytes):
+        raise TypeError(f'image/encoded holds {type(encoded).__name__}')
+    except (KeyError, IndexError, TypeError, ValueError) as error:
       raise files.CorruptFileError(
         f'{name}: has {sorted(example)}; expected image/encoded and'
         ' image/class/label.'
       ) from error
     label -= self._offset
     if not 0 <= label < self.num_classes:
-      raise ValueError(
+      raise LabelError(
         f'{name}: label {label + self._offset}; expected {self._offset} to'
         f' {self._offset + self.num_classes - 1} (num_classes is'
         f' {self.num_classes}, label_offset {self._offset}).'
@@ -296,7 +306,13 @@ def _open_archive(path, test):
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in needed}
-  except (KeyError, OSError, ValueError) as error:
+  except (
+    EOFError,
+    KeyError,
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+  ) as error:
     raise files.CorruptFileError(
       f'{path}: cannot be read as an .npz file with {", ".join(needed)}'
       f' ({error}).'
@@ -319,7 +335,6 @@ class TrainTransform:
   Attributes:
     size: Resolution of the network.
     options: Further arguments of `preprocess_train`.
-    source: Names the example in an error; or None.
   """
 
   size: int
@@ -342,12 +357,12 @@ class EvalTransform:
   Attributes:
     size: Resolution of the network.
     crop_padding: See `preprocess.crop_geometry`.
-    resize_method: 'tf1_bicubic' or 'pil_bicubic'.
+    resize: 'tf1_bicubic' or 'pil_bicubic'.
   """
 
   size: int
   crop_padding: int = 32
-  resize_method: str = 'tf1_bicubic'
+  resize: str = 'tf1_bicubic'
 
   def __call__(
     self, example: dict[str, Any], rng: np.random.Generator
@@ -355,7 +370,7 @@ class EvalTransform:
     """An example for evaluation."""
     del rng
     image = preprocess.preprocess_eval(
-      example['image'], self.size, self.crop_padding, self.resize_method
+      example['image'], self.size, self.crop_padding, self.resize
     )
     return _example(example, image.astype(np.float32))
 

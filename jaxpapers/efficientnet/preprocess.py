@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.efficientnet import autoaugment, random_augment, resize
+from jaxpapers.efficientnet import autoaugment, random_augment
+from jaxpapers.efficientnet import resize as resize_lib
 
 AUGMENTATIONS = ('autoaugment', 'randaugment', None)
 CROPS = ('box', 'pad', None)
@@ -57,7 +58,7 @@ def preprocess_eval(
   image: Any,
   size: int,
   crop_padding: int = 32,
-  resize_method: str = 'tf1_bicubic',
+  resize: str = 'tf1_bicubic',
 ) -> np.ndarray:
   """Crops the centre and resizes it, as the published models are evaluated.
 
@@ -65,7 +66,7 @@ def preprocess_eval(
     image: uint8 [height, width, 3].
     size: Resolution of the network.
     crop_padding: See `crop_geometry`.
-    resize_method: 'tf1_bicubic' as the original, or 'pil_bicubic' as timm.
+    resize: 'tf1_bicubic' as the original, or 'pil_bicubic' as timm.
 
   Returns:
     float32 [size, size, 3] around 0 .. 255; not clipped, as in the original,
@@ -81,7 +82,7 @@ def preprocess_eval(
   check_decoded(image)
   side, top, left = crop_geometry(*image.shape[:2], size, crop_padding)
   crop = image[top : top + side, left : left + side]
-  return resize.resize(crop, size, size, resize_method)
+  return resize_lib.resize(crop, size, size, resize)
 
 
 def preprocess_train(
@@ -95,7 +96,7 @@ def preprocess_train(
   randaugment_layers: int = 2,
   randaugment_magnitude: float = 10.0,
   crop_padding: int = 32,
-  resize_method: str = 'tf1_bicubic',
+  resize: str = 'tf1_bicubic',
 ) -> np.ndarray:
   """Crops at random, flips and augments.
 
@@ -110,7 +111,7 @@ def preprocess_train(
     randaugment_layers: See `randaugment`.
     randaugment_magnitude: See `randaugment`.
     crop_padding: See `crop_geometry`; for images without a random box.
-    resize_method: 'tf1_bicubic' or 'pil_bicubic'.
+    resize: 'tf1_bicubic' or 'pil_bicubic'.
 
   Returns:
     [size, size, 3]: uint8 after an augmentation, for which values were clipped
@@ -130,10 +131,10 @@ def preprocess_train(
       f'augment is {augment!r}; expected one of {AUGMENTATIONS}.'
     )
   if crop == 'box':
-    image = _random_crop(rng, image, size, crop_padding, resize_method)
+    image = _random_crop(rng, image, size, crop_padding, resize)
   elif crop in ('pad', None):
     if image.shape[:2] != (size, size):
-      image = resize.resize(image, size, size, resize_method)
+      image = resize_lib.resize(image, size, size, resize)
     if crop == 'pad':
       image = _shifted(rng, image, size // 8)
   else:
@@ -158,7 +159,7 @@ def _random_crop(rng, image, size, crop_padding, method):
     return preprocess_eval(image, size, crop_padding, method)
   top, left, height, width = box
   crop = image[top : top + height, left : left + width]
-  return resize.resize(crop, size, size, method)
+  return resize_lib.resize(crop, size, size, method)
 
 
 def _shifted(rng, image, most):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import os
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,14 +141,21 @@ def _read_jpegs(path) -> tuple[Images, Images]:
 
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist.')
-  with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-    names = ('jpeg_bytes', 'offsets', 'labels', 'is_test')
-    missing = [name for name in names if name not in archive]
-    if missing:
-      raise files.CorruptFileError(
-        f'{path}: has no array {missing[0]!r}; it has {sorted(archive.files)}.'
-      )
-    content, offsets, labels, is_test = (archive[name] for name in names)
+  names = ('jpeg_bytes', 'offsets', 'labels', 'is_test')
+  try:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+      content, offsets, labels, is_test = (archive[name] for name in names)
+  except (
+    EOFError,
+    KeyError,
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise files.CorruptFileError(
+      f'{path}: cannot be read as an .npz file with {", ".join(names)}'
+      f' ({error}).'
+    ) from error
   images = np.stack(
     [
       decode_image(content[a:b].tobytes(), f'{path}[{index}]')
@@ -155,6 +163,7 @@ def _read_jpegs(path) -> tuple[Images, Images]:
     ]
   )
   everything = Images(images, labels.astype(np.int32), int(labels.max()) + 1)
+  is_test = is_test.astype(bool)
   return everything.take(~is_test), everything.take(is_test)
 
 

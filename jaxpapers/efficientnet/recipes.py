@@ -243,7 +243,7 @@ def train_transform(config: Any, resolution: int) -> data.TrainTransform:
       'randaugment_layers': config.randaugment_layers,
       'randaugment_magnitude': config.randaugment_magnitude,
       'crop_padding': config.crop_padding,
-      'resize_method': config.resize,
+      'resize': config.resize,
     },
   )
 

@@ -128,7 +128,15 @@ class ExampleTest(absltest.TestCase):
 
   def test_bad_input(self):
     good = tfrecord.encode_example({'a': [b'text of some length']})
-    for payload in (good[:-1], b'\x0a\xff', b'\x0b\x01', b'\x0a\x02\xff\xff'):
+    for payload in (
+      good[:-1],
+      b'\x0a\xff',
+      b'\x0b\x01',
+      b'\x0a\x02\xff\xff',
+      b'\x08\x05',  # Numbers where messages should be.
+      b'\x0a\x02\x08\x05',
+      b'\x0a\x04\x0a\x02\x08\x05',
+    ):
       with self.assertRaisesRegex(files.CorruptFileError, 'tf.train.Example'):
         tfrecord.parse_example(payload)
     with self.assertRaisesRegex(TypeError, "features\\['a'\\]"):

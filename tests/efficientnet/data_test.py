@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxpapers import data as shared_data
 from jaxpapers.data import tfrecord
-from jaxpapers.efficientnet import data, recipes
+from jaxpapers.efficientnet import data, proxy, recipes
 
 
 def encoded(value, size=(12, 10), kind='PNG'):
@@ -46,6 +46,14 @@ class DataTest(parameterized.TestCase):
       name = f'{prefix}-{k:05d}-of-{count:05d}'
       tfrecord.write_tfrecord(self.folder / name, examples)
 
+  def write_damaged(self, name):
+    examples = (
+      b'\x08\x05',
+      tfrecord.encode_example({'image/class/label': [1]}),
+      tfrecord.encode_example({'image/encoded': [1], 'image/class/label': [1]}),
+    )
+    tfrecord.write_tfrecord(self.folder / name, examples)
+
   def test_tfrecords(self):
     self.write_records('train', 4)
     self.write_records('validation', 2)
@@ -66,6 +74,14 @@ class DataTest(parameterized.TestCase):
     self.assertEqual(minival.source[0]['image'][0, 0].tolist(), [0, 0, 0])
     with self.assertRaisesRegex(ValueError, 'label 5; expected 1 to 4'):
       opened('train', num_classes=4).source[4]
+    self.write_damaged('train-00003-of-00004')
+    for index, words in (
+      (9, 'train-00003-of-00004, record 0: a payload.*tf.train.Example'),
+      (10, 'record 1: has .*expected image/encoded'),
+      (11, 'record 2: has .*expected image/encoded'),
+    ):
+      with self.assertRaisesRegex(shared_data.CorruptFileError, words):
+        opened('train').source[index]
     with self.assertRaisesRegex(ValueError, 'minival_shards is 4'):
       opened('train', minival_shards=4)
     (self.folder / 'train-00002-of-00004').unlink()
@@ -121,9 +137,15 @@ class DataTest(parameterized.TestCase):
     self.assertEqual(test.class_names, ('cat', 'dog'))
     self.assertEqual([test.source[k]['label'] for k in (0, 1)], [1, 0])
     self.assertAlmostEqual(test.source[1]['image'].mean(), 6, delta=1.5)
-    path.write_bytes(b'no archive')
-    with self.assertRaisesRegex(ValueError, 'jpeg_bytes'):
-      data.open_images('archive', path, 'test')
+    whole = path.read_bytes()
+    for content in (b'no archive', b'', whole[: len(whole) // 2]):
+      path.write_bytes(content)
+      for read in (
+        lambda: data.open_images('archive', path, 'test'),
+        lambda: proxy.load_images(path),
+      ):
+        with self.assertRaisesRegex(shared_data.CorruptFileError, 'jpeg_bytes'):
+          read()
 
   def test_bad_names(self):
     with self.assertRaisesRegex(ValueError, "kind is 'svhn'.*cifar10"):

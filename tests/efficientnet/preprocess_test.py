@@ -66,6 +66,10 @@ class EvaluationTest(absltest.TestCase):
     )
     result = preprocess.preprocess_eval(golden['decoded'], 48, 7)
     np.testing.assert_allclose(result, golden['out'], atol=1e-3)
+    pillow = preprocess.preprocess_eval(
+      golden['decoded'], 48, crop_padding=7, resize='pil_bicubic'
+    )
+    self.assertGreater(np.abs(pillow - golden['out']).max(), 1)
     other = preprocess.preprocess_eval(golden['decoded'], 48, 32)
     self.assertGreater(np.abs(other - golden['out']).max(), 50)
 
