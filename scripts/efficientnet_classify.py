@@ -11,7 +11,7 @@ Examples:
 Prints the most probable classes of each image. With --output, writes for each
 image a PNG: the image as the network sees it, and the map of each class laid
 over it. --names is a text file with a name a line, or JSON: a list of names, or
-of pairs of which the last is the name.
+of pairs of which the last is the name, or such an object by class number.
 """
 
 import glob
@@ -73,6 +73,7 @@ def main() -> int:
   """Classifies each image."""
   _command_line.use_compilation_cache(flags.FLAGS.compilation_cache)
   paths = _paths()
+  pictures = _pictures(paths)
   names = _names()
   config = _config(names)
   if names and len(names) != config.num_classes:
@@ -88,7 +89,7 @@ def main() -> int:
     raise _command_line.UsageError(f'--weights: {text}') from error
   predict = jax.jit(model.EfficientNet(config).apply)
   failed = 0
-  for path in paths:
+  for path, picture in zip(paths, pictures, strict=True):
     try:
       image = data.decode_image(path.read_bytes(), path)
       pixels = _prepare(image, config)
@@ -103,7 +104,7 @@ def main() -> int:
     if _OUTPUT.value:
       chosen = best[: _MAPS.value]
       maps = cam.class_activation_map(config, variables, batch, chosen[None])
-      _draw(path, pixels, np.asarray(cam.rescale_map(maps))[0])
+      _draw(picture, pixels, np.asarray(cam.rescale_map(maps))[0])
   return int(failed > 0)
 
 
@@ -133,16 +134,30 @@ def _paths():
   return [epath.Path(path) for path in found]
 
 
+def _pictures(paths) -> list[str]:
+  """Names of the pictures, one for each image."""
+  found: list[str] = []
+  for path in paths:
+    name, number = f'{path.stem}_cam.png', 1
+    while name in found:  # Images of several folders, or of several types.
+      number += 1
+      name = f'{path.stem}_{number}_cam.png'
+    found.append(name)
+  return found
+
+
 def _names() -> list[str]:
   if not _NAMES.value:
     return []
   try:
     text = epath.Path(_NAMES.value).expanduser().read_text()
-    if not text.lstrip().startswith('['):
+    if not text.lstrip().startswith(('[', '{')):
       return [line.strip() for line in text.splitlines() if line.strip()]
     rows = json.loads(text)
+    if isinstance(rows, dict):
+      rows = [rows[str(number)] for number in range(len(rows))]
     return [row if isinstance(row, str) else str(row[-1]) for row in rows]
-  except (OSError, ValueError, IndexError, TypeError) as error:
+  except (OSError, ValueError, LookupError, TypeError) as error:
     raise _command_line.UsageError(f'--names: {error}') from error
 
 
@@ -170,7 +185,7 @@ def _shown(path, best, scores, names) -> str:
   return '\n'.join(lines)
 
 
-def _draw(path, pixels, maps) -> None:
+def _draw(name, pixels, maps) -> None:
   """Writes the image and each map over it, side by side."""
   import io
 
@@ -184,7 +199,7 @@ def _draw(path, pixels, maps) -> None:
   folder = epath.Path(_OUTPUT.value).expanduser()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_file(folder / f'{path.stem}_cam.png', content.getvalue())
+    data.write_file(folder / name, content.getvalue())
   except OSError as error:
     raise _command_line.UsageError(f'--output: {error}') from error
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import numbers
 import re
 from typing import Any
 
 
 def check_positive(name: str, value: Any) -> None:
   """Refuses what is no positive number, under the argument's name."""
-  if not (isinstance(value, (int, float)) and value > 0):
+  # Those of NumPy are numbers, too.
+  if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
     raise ValueError(f'{name} is {value}; expected a positive number.')
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def compound_coefficients(
     >>> compound_coefficients(1)
     (1.1, 1.2, 258)
   """
-  if not (isinstance(phi, (int, float)) and -20 <= phi <= 20):
+  if not (isinstance(phi, numbers.Real) and -20 <= phi <= 20):
     raise ValueError(
       f'phi is {phi}; expected a number from -20 to 20: B7 is near 7, L2 near'
       ' 15.'

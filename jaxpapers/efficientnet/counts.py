@@ -6,6 +6,7 @@ pooling. The paper calls them FLOPS.
 """
 
 import math
+import numbers
 from typing import NamedTuple
 
 from jaxpapers.efficientnet.config import BlockArgs, ModelConfig
@@ -141,7 +142,7 @@ def count_macs(
     385814752
   """
   size = config.resolution if resolution is None else resolution
-  height, width = (size, size) if isinstance(size, int) else size
+  height, width = (size, size) if isinstance(size, numbers.Real) else size
   if min(height, width) < 1:
     raise ValueError(f'resolution is {resolution}; expected 1 or more.')
   by_kind = dict.fromkeys(

@@ -1,6 +1,7 @@
 """The record of a search in a storage of optuna, which workers share."""
 
 import json
+import pathlib
 from typing import Any
 
 from jaxpapers.efficientnet.history import (
@@ -177,7 +178,8 @@ def _storage(storage: str) -> Any:
   from optuna.storages import JournalStorage
   from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+  path = pathlib.Path(storage).expanduser()
+  path.parent.mkdir(parents=True, exist_ok=True)
   # A lock that network file systems have, too.
-  return JournalStorage(
-    JournalFileBackend(storage, lock_obj=JournalFileOpenLock(storage))
-  )
+  lock = JournalFileOpenLock(str(path))
+  return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))

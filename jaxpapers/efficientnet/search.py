@@ -241,8 +241,8 @@ def _plain(space: SearchSpace) -> dict[str, Any]:
 
 def _seed(rng: Any) -> int:
   """An integer seed; of a key or generator, one that follows from it."""
-  if isinstance(rng, int) and not isinstance(rng, bool):
-    return rng
+  if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
+    return int(rng)
   return int(generator(rng).integers(2**31))
 
 

@@ -113,6 +113,12 @@ def depthwise_conv(
     raise ValueError(f'impl is {impl!r}; expected one of {IMPLEMENTATIONS}.')
   strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
   pads = explicit_padding(x.shape[1:3], kernel.shape[:2], strides, padding)
+  for size, length, pad in zip(x.shape[1:3], kernel.shape, pads, strict=False):
+    if size + sum(pad) < length:
+      raise ValueError(
+        f'x has shape {x.shape}, which padding {padding!r} leaves smaller than'
+        f' the kernel {kernel.shape[:2]}; expected images at least as large.'
+      )
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
   x, kernel = x.astype(dtype), kernel.astype(dtype)
   if impl == 'lax':

@@ -70,14 +70,20 @@ class ScriptsTest(absltest.TestCase):
     pixels = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(self.folder / 'a.png')
     (self.folder / 'b.png').write_bytes(b'nonsense')
+    # Of the same name, in another folder.
+    (self.folder / 'other').mkdir()
+    PIL.Image.fromarray(pixels[::-1]).save(self.folder / 'other' / 'a.png')
     names = self.folder / 'names.json'
-    names.write_text(json.dumps([[f'n{i}', f'thing {i}'] for i in range(1000)]))
+    names.write_text(
+      json.dumps({i: [f'n{i}', f'thing {i}'] for i in range(1000)})
+    )
     output = self.folder / 'maps'
     done = scripts.run(
       'efficientnet_classify',
       '--model=efficientnet-b0',
       f'--weights={path}',
       f'--image={self.folder}/*.png',
+      f'--image={self.folder}/other/a.png',
       f'--names={names}',
       f'--output={output}',
       '--resolution=64',
@@ -87,7 +93,7 @@ class ScriptsTest(absltest.TestCase):
     # One image was skipped, and named.
     self.assertEqual(done.returncode, 1, done.stderr)
     lines = done.stdout.strip().splitlines()
-    self.assertLen(lines, 2)
+    self.assertLen(lines, 3)
     self.assertIn('b.png: skipped', lines[1])
     row = json.loads(lines[0])
     self.assertLen(row['top'], 5)
@@ -100,8 +106,9 @@ class ScriptsTest(absltest.TestCase):
     best = int(np.argmax(logits[0]))
     self.assertEqual(row['top'][0]['class'], best)
     self.assertEqual(row['top'][0]['name'], f'thing {best}')
-    with PIL.Image.open(output / 'a_cam.png') as picture:
-      self.assertEqual(picture.size, (3 * 64, 64))
+    for name in ('a_cam.png', 'a_2_cam.png'):
+      with PIL.Image.open(output / name) as picture:
+        self.assertEqual(picture.size, (3 * 64, 64))
 
   def test_classify_refuses(self):
     done = scripts.run(

@@ -157,6 +157,8 @@ class DepthwiseTest(parameterized.TestCase):
       nn.depthwise_conv(x, jnp.ones((3, 3, 1, 4)))
     with self.assertRaisesRegex(ValueError, r'\[N, H, W, C\]'):
       nn.depthwise_conv(x[0], jnp.ones((3, 3, 1, 3)))
+    with self.assertRaisesRegex(ValueError, 'smaller than the kernel'):
+      nn.depthwise_conv(x[:, :, :2], jnp.ones((3, 3, 1, 3)), padding='VALID')
     with self.assertRaisesRegex(ValueError, "impl is 'cudnn'"):
       nn.depthwise_conv(x, jnp.ones((3, 3, 1, 3)), impl='cudnn')
 
