@@ -112,12 +112,19 @@ def evaluate_model(
     ValueError: Nothing to evaluate, an overlap that is not allowed, NaN scores,
       impossible cutoffs, unknown names, or negatives of another shape.
   """
+  learnt = train
   if profiles is not None:
     train = profiles
-  if train.shape != test.shape:
+  for name, part in (('train', learnt), ('profiles', train)):
+    if part.shape != test.shape:
+      raise ValueError(
+        f'{name} has shape {part.shape}, test {test.shape}; expected equal'
+        ' numbers of users and items.'
+      )
+  if graded and len(test) and test.value.min() < 0:
     raise ValueError(
-      f'train has shape {train.shape}, test {test.shape}; expected equal'
-      ' numbers of users and items.'
+      'test has negative values, which are no relevances. Drop these'
+      ' interactions, or set graded=False.'
     )
   if ties not in ranking.TIES:
     raise ValueError(
@@ -161,7 +168,7 @@ def evaluate_model(
     'users_without_history': int((history == 0).sum()),
     'test_items': int(counts[users].sum()),
     'test_items_unseen_in_train': int(
-      (train.item_counts()[test.item] == 0)[np.isin(test.user, users)].sum()
+      (learnt.item_counts()[test.item] == 0)[np.isin(test.user, users)].sum()
     ),
     'test_pairs_in_train': int(repeated.sum()),
   }
@@ -176,7 +183,7 @@ def evaluate_model(
   report['users_with_short_list'] = int((lists.items[:, -1] < 0).sum())
   beyond = beyond_accuracy(
     lists,
-    train,
+    learnt,
     cutoffs,
     ignore_items=ignore_items,
     num_users=train.num_users - int(ignored.sum()),
@@ -211,7 +218,7 @@ def _ranked(
   """Ranks some candidates, or all items with a rule for ties."""
   n = train.num_items
   results, items, values = [], [], []
-  dropped = tied = 0
+  dropped = tied = alone = 0
   if candidates is not None:
     rows = data_lib.union(candidates.binary(), test.binary())
     width = max(int(rows.user_counts()[users].max(initial=1)), 1)
@@ -231,6 +238,7 @@ def _ranked(
     found = Lists(some, np.where(scores > -np.inf, ids, -1), scores)
     hit, gain = metrics_lib.hits_of_lists(found, test, graded)
     tied += _tied(scores, hit)
+    alone += int((hit.any(1) & (hit | (scores == -np.inf)).all(1)).sum())
     scale = metrics_lib.ideal_gains(test, some, cutoffs, graded)
     with jax.enable_x64(True):
       ranks = ranking.rank_candidates(scores, hit, None, gain, ties=ties)
@@ -250,6 +258,8 @@ def _ranked(
   more = {'users_with_tied_test_items': tied}
   if candidates is not None:
     more['candidates_dropped_as_seen'] = dropped
+    # Their test items cannot but come first.
+    more['users_without_negatives'] = alone
   return metrics_lib.join(results, metrics, len(cutoffs)), lists, more
 
 

@@ -86,7 +86,8 @@ def rank_candidates(
     seen: Which may not be recommended, bool `[b, c]`; optional.
     gain: Gain of each test item, `[b, c]`; 1 by default.
     ties: 'expected' averages over all orders of equal scores, 'optimistic' puts
-      test items first, 'pessimistic' last, 'index' the lower id first.
+      test items first, 'pessimistic' last (of these the most relevant first,
+      or last), 'index' the lower id first.
 
   Returns:
     Ranks over all c positions.
@@ -115,7 +116,7 @@ def rank_candidates(
   if ties == 'optimistic':
     second = jnp.where(positive, -1 - gain, 0)
   elif ties == 'pessimistic':
-    second = jnp.where(positive, 1 + gain.max() - gain, 0)
+    second = jnp.where(positive, 1 + gain, 0)
   key, _, positive, gain, valid = jax.lax.sort(
     (key, second.astype(dtype), positive.astype(dtype), gain, valid),
     num_keys=2,

@@ -123,15 +123,8 @@ def _vector(x, name):
   return x
 
 
-def _bootstrap(difference, key, resamples, block=256):
-  key = jax.random.key(0) if key is None else key
-  means = []
-  with jax.enable_x64(True):
-    values = jnp.asarray(difference)
-    for first in range(0, resamples, block):
-      part = jax.random.fold_in(key, first)
-      means.append(np.asarray(_resample(values, part, block)))
-  means = np.concatenate(means)[:resamples]
+def _bootstrap(difference, key, resamples):
+  means = _means(difference, key, resamples)
   low, high = np.percentile(means, (2.5, 97.5))
   # Both tails; at least one resample counts, so that p is never 0.
   tail = min((means <= 0).sum(), (means >= 0).sum())
@@ -140,6 +133,22 @@ def _bootstrap(difference, key, resamples, block=256):
     float(high),
     float(min(1, 2 * (tail + 1) / (resamples + 1))),
   )
+
+
+def _means(values, key, resamples):
+  """Means of resampled users."""
+  if resamples < 1:
+    raise ValueError(f'resamples is {resamples}; expected 1 or more.')
+  key = jax.random.key(0) if key is None else key
+  # Indices and values of a block take 256 MB at most.
+  block = int(np.clip((1 << 24) // max(len(values), 1), 1, 256))
+  means = []
+  with jax.enable_x64(True):
+    device = jnp.asarray(values)
+    for first in range(0, resamples, block):
+      part = jax.random.fold_in(key, first)
+      means.append(np.asarray(_resample(device, part, block)))
+  return np.concatenate(means)[:resamples]
 
 
 @functools.partial(jax.jit, static_argnums=(2,))
@@ -164,17 +173,10 @@ def confidence_interval(
     Lower and upper end.
   """
   values = _vector(values, 'values')
-  key = jax.random.key(0) if key is None else key
-  means = []
-  with jax.enable_x64(True):
-    device = jnp.asarray(values)
-    for first in range(0, resamples, 256):
-      part = jax.random.fold_in(key, first)
-      means.append(np.asarray(_resample(device, part, 256)))
+  if not len(values):
+    raise ValueError('values is empty: there is no mean of no users.')
   tail = 50 * (1 - level)
-  low, high = np.percentile(
-    np.concatenate(means)[:resamples], (tail, 100 - tail)
-  )
+  low, high = np.percentile(_means(values, key, resamples), (tail, 100 - tail))
   return float(low), float(high)
 
 

@@ -1,5 +1,6 @@
 """Tests of ranking, metrics, ties, significance and audits."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -158,6 +159,29 @@ class TiesTest(parameterized.TestCase):
       self.assertTrue((low <= values + 1e-12).all(), metric)
       self.assertTrue((values <= high + 1e-12).all(), metric)
 
+  @parameterized.parameters(0, 1, 2)
+  def test_bounds_of_graded_metrics(self, seed):
+    scores, positive = self._case(seed)
+    rng = np.random.default_rng(seed)
+    test = recsys.from_dense(positive * rng.integers(1, 6, positive.shape))
+    train = recsys.interactions([], [], shape=(6, 8))
+    low, middle, high = (
+      recsys.evaluate_model(
+        lambda u: scores[u],
+        train,
+        test,
+        (1, 3, 8),
+        metrics=('ndcg', 'ndcg_truncated'),
+        ties=ties,
+        graded=True,
+      ).per_user
+      for ties in ('pessimistic', 'expected', 'optimistic')
+    )
+    for name, values in middle.items():
+      self.assertTrue((low[name] <= values + 1e-12).all(), name)
+      self.assertTrue((values <= high[name] + 1e-12).all(), name)
+    self.assertGreater((high['ndcg'] - low['ndcg']).max(), 0.1)
+
   def test_no_ties_no_difference(self):
     values = [
       recsys.evaluate_model(
@@ -185,6 +209,10 @@ class TiesTest(parameterized.TestCase):
       )
 
 
+def _negative(x):
+  return dataclasses.replace(x, value=-x.value)
+
+
 class BadInputTest(parameterized.TestCase):
   def test_refusals(self):
     def run(model=_scores, train=_TRAIN, test=_TEST, cutoffs=(5,), **options):
@@ -206,6 +234,8 @@ class BadInputTest(parameterized.TestCase):
       (dict(ties='random'), 'ties is'),
       (dict(model=lambda u: nan[u][:, :4]), 'returned shape'),
       (dict(model='EASE'), 'no score function'),
+      (dict(test=_negative(_TEST), graded=True), 'no relevances'),
+      (dict(profiles=wide), 'profiles has shape'),
     ):
       error = TypeError if 'no score' in words else ValueError
       with self.assertRaisesRegex(error, words):
@@ -220,6 +250,11 @@ class BadInputTest(parameterized.TestCase):
     self.assertEqual(report['users_without_test_items'], 2)
     self.assertEqual(report['candidates_dropped_as_seen'], 27)
     self.assertGreater(report['test_items_unseen_in_train'], 0)
+    self.assertEqual(report['users_without_negatives'], 0)
+    user = int(result.users[0])
+    fewer = _NEGATIVES.select(_NEGATIVES.user != user)
+    result = recsys.evaluate_model(_scores, _TRAIN, _TEST, negatives=fewer)
+    self.assertEqual(result.report['users_without_negatives'], 1)
 
   def test_overlap_when_allowed(self):
     both = recsys.union(_TRAIN, _TEST.binary())
@@ -412,6 +447,9 @@ class AuditTest(parameterized.TestCase):
     model = recsys.item_knn(train, shrink=0)
     result = recsys.evaluate_model(model, train, test, (1,), profiles=known)
     self.assertEqual(result.mean('recall', 1), 1.0)
+    # Popularity is that of training, not of the known part.
+    self.assertEqual(result.report['test_items_unseen_in_train'], 0)
+    self.assertEqual(result.mean('average_popularity', 1), 1.0)
 
 
 if __name__ == '__main__':
