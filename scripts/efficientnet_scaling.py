@@ -137,11 +137,13 @@ def main() -> int:
     train, test = proxy.load_images(config.data)
     if config.experiment == 'grid':
       train, test = train.split(config.validation)
+    recipe.steps_per_epoch(len(train))  # Whether there is a batch.
   except (OSError, TypeError, ValueError, CorruptFileError) as error:
     raise _command_line.UsageError(_command_line.one_line(error)) from error
   base = base_network(config, train.num_classes)
   networks = networks_of(config, base)
   run = _training_command_line.start()
+  _efficientnet_studies.check_run(run, recipe.batch_size)
   # Equal networks are trained once.
   unique = {scaling.network_key(n): name for name, n in networks.items()}
   runs = [(name, seed) for seed in config.seeds for name in unique.values()]

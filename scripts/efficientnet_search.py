@@ -78,9 +78,15 @@ def main() -> int:
   except (OSError, TypeError, ValueError, CorruptFileError) as error:
     raise _command_line.UsageError(_command_line.one_line(error)) from error
   run = _training_command_line.start()
+  _efficientnet_studies.check_run(run, splits and recipe.batch_size)
   objective = functools.partial(nas.reward, **config.objective)
   results = {}
-  evaluate, batch_size = make_evaluator(config, space, splits, recipe, run.mesh)
+  try:
+    evaluate, batch_size = make_evaluator(
+      config, space, splits, recipe, run.mesh
+    )
+  except ValueError as error:
+    raise _command_line.UsageError(_command_line.one_line(error)) from error
   for algorithm in config.algorithms:
     options = dict(config[algorithm]) if algorithm in config else {}
     for seed in config.seeds:
@@ -135,6 +141,19 @@ def check(config) -> None:
     raise _command_line.UsageError(
       '--config.algorithms and --config.seeds need one entry or more'
     )
+  if config.budget < 1 or min(config.seeds) < 0:
+    raise _command_line.UsageError(
+      f'--config.budget is {config.budget}, --config.seeds {config.seeds};'
+      ' expected 1 or more, and seeds of 0 or more'
+    )
+  try:
+    nas.RegularizedEvolution(0, **config.evolution)
+    nas.PPO(0, **config.ppo)
+    nas.reward(0.5, 1.0, **config.objective)
+  except (TypeError, ValueError) as error:
+    raise _command_line.UsageError(
+      f'--config: {_command_line.one_line(error)}'
+    ) from error
 
 
 def load(config):

@@ -147,11 +147,24 @@ class SearchSpace:
         f'reference has {len(filters)} filters and {len(layers)} layers for'
         f' {len(self.strides)} strides; expected one of each for every block.'
       )
-    for name in ('width', 'divisor', 'stem', 'head', 'num_classes'):
+    for name in (
+      'width',
+      'divisor',
+      'stem',
+      'stem_stride',
+      'head',
+      'num_classes',
+      'channels',
+    ):
       if getattr(self, name) <= 0:
         raise ValueError(
           f'{name} is {getattr(self, name)}; expected more than 0.'
         )
+    if min(*filters, *layers, *self.strides) < 1:
+      raise ValueError(
+        f'reference is {self.reference}, strides {self.strides}; expected'
+        ' numbers of 1 or more.'
+      )
     if self.resolution < 1:
       raise ValueError(
         f'resolution is {self.resolution}; expected 1 or more pixels.'

@@ -111,6 +111,10 @@ class SpaceTest(parameterized.TestCase):
       nas.SearchSpace('x')
     with self.assertRaisesRegex(ValueError, 'for 7 strides'):
       nas.SearchSpace(((8,), (1,)))
+    with self.assertRaisesRegex(ValueError, 'stem_stride is 0'):
+      nas.SearchSpace(stem_stride=0)
+    with self.assertRaisesRegex(ValueError, r'strides \(0,\)'):
+      nas.SearchSpace(((8,), (1,)), (0,))
     with self.assertRaisesRegex(ValueError, r'expected integers \[7, 6\]'):
       space.macs([1, 2, 3])
     tokens = space.reference_tokens()

@@ -176,6 +176,9 @@ class SearchTest(absltest.TestCase):
       (("--config.algorithms=('annealing',)",), ('annealing', 'evolution')),
       (('--config.evaluator=guess',), ('evaluator', 'guess', 'population')),
       (('--config.data=/nowhere',), ('/nowhere',)),
+      (('--config.budget=0',), ('budget is 0',)),
+      (('--config.evolution.sample=99',), ('sample is 99', 'population 64')),
+      (('--config.objective.target=0.0',), ('target is 0.0',)),
     ):
       done = scripts.run(
         'efficientnet_search', *flags, f'--workdir={temporary()}'
