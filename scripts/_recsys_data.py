@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import zlib
 from typing import Any
 
 import _command_line
@@ -137,6 +138,7 @@ def load_problem() -> Problem:
       'give one of --study, --interactions and --train (with --test); found'
       f' {", ".join("--" + name for name in given) or "none"}'
     )
+  _check_flags(given[0])
   if FLAGS.study:
     study, data = load_study(FLAGS.study)
     return Problem(data, study)
@@ -144,6 +146,29 @@ def load_problem() -> Problem:
     return _from_files()
   except (OSError, ValueError) as error:
     raise usage(error) from error
+
+
+def _check_flags(source: str) -> None:
+  """Refuses flags that would be ignored."""
+  allowed = {
+    'study': (),
+    'interactions': ('sampled_negatives', 'features', 'threshold'),
+    'train': (
+      'test',
+      'negatives',
+      'sampled_negatives',
+      'features',
+      'threshold',
+    ),
+  }
+  for name in allowed['train']:
+    unset = FLAGS[name].default
+    if getattr(FLAGS, name) != unset and name not in allowed[source]:
+      raise _command_line.UsageError(f'--{name} does not go with --{source}')
+  if FLAGS.negatives and FLAGS.sampled_negatives:
+    raise _command_line.UsageError(
+      'give --negatives or --sampled_negatives, not both'
+    )
 
 
 def _from_files() -> Problem:
@@ -168,7 +193,7 @@ def _from_files() -> Problem:
   if FLAGS.train:
     train, test = parts
     if FLAGS.negatives:
-      negatives = _negatives(FLAGS.negatives, train.shape)
+      negatives = _negatives(FLAGS.negatives, users, items)
   else:
     train, test = _split(parts[0])
   if FLAGS.sampled_negatives:
@@ -179,7 +204,10 @@ def _from_files() -> Problem:
       splits.sample_negatives(FLAGS.seed, full, some, FLAGS.sampled_negatives),
       test,
     )
-  search, validation = splits.split_user_fraction(FLAGS.seed + 1, train)
+  try:
+    search, validation = splits.split_user_fraction(FLAGS.seed + 1, train)
+  except ValueError:  # Too small: there is nothing to tune on.
+    search, validation = train, train.select(np.zeros(len(train), bool))
   features = _features(items) if FLAGS.features else None
   data = studies.Data(
     train,
@@ -220,11 +248,31 @@ def _same_names(loaded):
   return parts, users, items
 
 
-def _negatives(path, shape):
-  users, _, ids = readers.read_ncf_negatives(path)
+def _negatives(path, users, items):
+  """Negatives by the names that the interactions have."""
+  whose, _, ids = readers.read_ncf_negatives(path)
   return recsys.interactions(
-    np.repeat(users, ids.shape[1]), ids.ravel(), shape=shape
+    _places(path, 'user', users, np.repeat(whose, ids.shape[1])),
+    _places(path, 'item', items, ids.ravel()),
+    shape=(len(users), len(items)),
   )
+
+
+def _places(path, kind, names, given):
+  if not np.issubdtype(names.dtype, np.integer):
+    raise ValueError(
+      f'{path} has numbers; the {kind}s of the interactions have names such as'
+      f' {names[0]!r}.'
+    )
+  place = np.minimum(np.searchsorted(names, given), len(names) - 1)
+  unknown = np.unique(given[names[place] != given])
+  if len(unknown):
+    raise ValueError(
+      f'{path} has {len(unknown)} {kind}s that no interaction has, the first'
+      f' {unknown[0]}. With --file_format=ncf ids are numbers of a catalogue'
+      ' up to the largest.'
+    )
+  return place
 
 
 def _features(items):
@@ -244,14 +292,27 @@ def _features(items):
   ).csr
 
 
+def fingerprint(data: studies.Data) -> str:
+  """Eight letters that other data to search on do not have."""
+  value = 0
+  for part in (data.search_train, data.validation, data.negatives):
+    if isinstance(part, recsys.Interactions):
+      for column in (np.array(part.shape), part.keys(), part.value):
+        value = zlib.crc32(np.ascontiguousarray(column).tobytes(), value)
+  if data.features is not None:
+    value = zlib.crc32(np.ascontiguousarray(data.features.sum(0)), value)
+  return f'{value:08x}'
+
+
 def parse_parameters(method: str, texts: list[str]) -> dict[str, Any]:
   """Parameters given as name=value.
 
   Raises:
-    UsageError: There is no such method, or a text is no name=value.
+    UsageError: There is no such method, a text is no name=value, or the value
+      is no number or flag where there has to be one.
   """
   try:
-    methods.find(method)
+    space = methods.find(method).space
   except ValueError as error:
     raise usage(error) from error
   result = {}
@@ -265,7 +326,24 @@ def parse_parameters(method: str, texts: list[str]) -> dict[str, Any]:
       result[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
       result[name] = value
+    expected = _expected(space.get(name))
+    if name == 'top_k' and result[name] is None:
+      continue  # All neighbours.
+    if expected and not isinstance(result[name], expected):
+      raise _command_line.UsageError(
+        f'--set={text}: expected {expected[0].__name__}'
+      )
   return result
+
+
+def _expected(values):
+  """Types of a parameter, of what a search would draw."""
+  if values is None:
+    return ()
+  if values.kind != 'choice':
+    return (int,) if values.kind == 'int' else (float, int)
+  first = type(values.values[0])
+  return (first,) if first in (bool, int) else ()
 
 
 def print_repairs(problem: Problem) -> None:

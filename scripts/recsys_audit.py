@@ -26,7 +26,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
-from jaxpapers.recsys import methods, metrics, published
+from jaxpapers.recsys import methods, metrics, published, reproduction
 
 _METHOD = flags.DEFINE_string('method', None, 'Also fit this and try its ties.')
 _SET = flags.DEFINE_multi_string('set', [], 'A parameter, as name=value.')
@@ -69,8 +69,13 @@ def main() -> int:
     )
     ties = None
     if _METHOD.value:
+      reproduction.check_method(_METHOD.value, data)
       model = methods.fit(
-        _METHOD.value, data.train, parameters, features=data.features
+        _METHOD.value,
+        data.train,
+        parameters,
+        features=data.features,
+        seed=flags.FLAGS.seed,
       )
       ties = recsys.audit_ties(
         model,

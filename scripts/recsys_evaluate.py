@@ -29,7 +29,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
-from jaxpapers.recsys import methods, published, ranking
+from jaxpapers.recsys import methods, published, ranking, reproduction
 
 _METHOD = flags.DEFINE_string(
   'method', None, 'Name of the method, or list.', required=True
@@ -68,6 +68,7 @@ def main() -> int:
     parameters = {**_published(problem, name), **parameters}
   data = problem.data
   try:
+    reproduction.check_method(name, data)
     began = time.perf_counter()
     model = methods.fit(
       name,

@@ -12,7 +12,8 @@ Examples:
       --hparams=search --methods=RP3beta,item_knn_cf_cosine
 
 Each finished row is a file in SAVE_DIR/rows: the same command after an
-interruption goes on where it was. Into --save_dir go STUDY.txt, STUDY.csv and
+interruption goes on where it was; another --seed or --num_trials computes rows
+again. Into --save_dir go STUDY.txt, STUDY.csv and
 index.html, which shows all studies and needs no other file. Rows that differ
 from the published ones by more than their tolerance are marked.
 """
@@ -28,7 +29,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
-from jaxpapers.recsys import methods, report, reproduction, studies
+from jaxpapers.recsys import methods, report, reproduction, search, studies
 
 _STUDIES = flags.DEFINE_list(
   'studies', ['cmn_citeulike_a'], 'Names, their tables (table_4), or all.'
@@ -140,10 +141,12 @@ def _row(study, data, method, folder):
   base = folder / 'rows' / study.name / f'{stem}.{_HPARAMS.value}'
   file = base.parent / f'{base.name}.json'
   users = base.parent / f'{base.name}.npy'
+  settings = _settings()
   if file.exists() and not _OVERWRITE.value:
     content = json.loads(file.read_text())
+    same = content.pop('settings', settings) == settings
     row = reproduction.Row(**content)
-    if not row.error:
+    if same and not row.error:
       tolerance = reproduction.TOLERANCES.get(
         row.method, reproduction.TOLERANCE
       )
@@ -155,15 +158,29 @@ def _row(study, data, method, folder):
       return row, np.load(io.BytesIO(users.read_bytes()))
   try:
     row, vector = _compute(study, data, method, folder)
-  except (ValueError, ArithmeticError, MemoryError) as error:
+  except search.FAILURES as error:
     row = reproduction.failed_row(method, _HPARAMS.value, error)
     _recsys_data.write_json(file, dataclasses.asdict(row))
     return row, None
   content = io.BytesIO()
   np.save(content, vector)
   _recsys_data.write(users, content.getvalue())
-  _recsys_data.write_json(file, dataclasses.asdict(row))
+  _recsys_data.write_json(
+    file, {**dataclasses.asdict(row), 'settings': settings}
+  )
   return row, vector
+
+
+def _settings():
+  """What a row depends on beside its method: with others it is another."""
+  settings = {'seed': _SEED.value}
+  if _HPARAMS.value == 'search':
+    settings |= {
+      'num_trials': _TRIALS.value,
+      'num_random': _RANDOM.value,
+      'max_epochs': _MAX_EPOCHS.value,
+    }
+  return settings
 
 
 def _compute(study, data, method, folder):

@@ -19,6 +19,8 @@ Into --save_dir go search.journal and tuned.json: the best parameters, their
 validation metric, and all trials.
 """
 
+import json
+
 import _command_line
 import _recsys_data
 from absl import flags
@@ -72,9 +74,16 @@ def main() -> int:
   metric = _METRIC.value or (study.metric if study else 'ndcg')
   cutoff = _CUTOFF.value or (study.cutoff if study else 10)
   options = reproduction.validation_options(data)
-  content = {}
+  content = _content(folder / 'tuned.json')
+  # Another file, split or number of epochs is another search.
+  source = (
+    f'{study.name if study else "files"}/{_recsys_data.fingerprint(data)}'
+  )
+  if _MAX_EPOCHS.value:
+    source += f'/{_MAX_EPOCHS.value}'
   for name in (methods.find(name).name for name in _METHODS.value):
     try:
+      reproduction.check_method(name, data)
       objective = search.validation_objective(
         name,
         data.search_train,
@@ -92,7 +101,7 @@ def main() -> int:
         n_trials=_TRIALS.value,
         n_startup=_STARTUP.value,
         storage=storage,
-        name=f'{study.name if study else "files"}/{name}/{metric}@{cutoff}',
+        name=f'{source}/{name}/{metric}@{cutoff}',
         seed=flags.FLAGS.seed,
         retry=_RETRY.value,
         say=lambda line, name=name: print(f'{name} {line}', flush=True),
@@ -116,21 +125,34 @@ def main() -> int:
       ],
     }
     if _TEST.value:
-      model = methods.fit(
-        name, data.train, best, features=data.features, seed=flags.FLAGS.seed
-      )
-      result = recsys.evaluate_model(
-        model,
-        data.train,
-        data.test,
-        (cutoff,),
-        **problem.options(),
-      )
+      try:
+        model = methods.fit(
+          name, data.train, best, features=data.features, seed=flags.FLAGS.seed
+        )
+        result = recsys.evaluate_model(
+          model,
+          data.train,
+          data.test,
+          (cutoff,),
+          **problem.options(),
+        )
+      except ValueError as error:
+        raise _recsys_data.usage(error) from error
       content[name]['test'] = result.means()
       print(f'{name}: test {metric}@{cutoff} {result.mean(metric, cutoff):.4f}')
     _recsys_data.write_json(folder / 'tuned.json', content)
   print(f'tuned.json is in {folder}.')
   return 0
+
+
+def _content(path):
+  """What earlier runs found for other methods."""
+  if not path.exists():
+    return {}
+  try:
+    return dict(json.loads(path.read_text()))
+  except ValueError as error:
+    raise _command_line.UsageError(f'{path} is no JSON: {error}') from None
 
 
 if __name__ == '__main__':

@@ -121,7 +121,25 @@ def rows_of(study: Study, data: Data) -> tuple[str, ...]:
 
 
 def _scores_new_users(method):
-  return not method.name.startswith(('UserKNN', 'MF', 'iALS', 'NMF', 'PureSVD'))
+  return not method.name.startswith(
+    ('UserKNN', 'MF', 'iALS', 'NMF', 'PureSVD', 'AsySVD')
+  )
+
+
+def check_method(method: str, data: Data) -> None:
+  """Refuses methods that know nothing of the users who are tested.
+
+  They would give them equal scores, and the order of ids a metric.
+
+  Raises:
+    ValueError: Test users are new, and the method has none but its own.
+  """
+  found = methods.find(method)
+  if data.profiles is not None and not _scores_new_users(found):
+    raise ValueError(
+      f'{found.name} has no scores for users whom training has not seen. Take'
+      ' a method of items, or fold_in for factors.'
+    )
 
 
 def published_row(study: Study, method: str) -> dict[str, float]:
@@ -161,6 +179,7 @@ def reproduce_row(
     The row, and the study's metric of each user, for tests.
   """
   name = methods.find(method).name
+  check_method(name, data)
   if parameters is None:
     parameters = published.tuned(study.tables[0]).get(name, {})
     if 'FunkSVD' in name and parameters:
@@ -257,6 +276,7 @@ def tune(
     The search; parameters of the best trial, with its 'epochs' if it is
     iterative, are what `reproduce_row` takes (see `best_parameters`).
   """
+  check_method(method, data)
   objective = search.validation_objective(
     method,
     data.search_train,
@@ -274,7 +294,8 @@ def tune(
     n_trials=n_trials,
     n_startup=n_startup,
     storage=storage,
-    name=f'{study.name}/{methods.find(method).name}',
+    name=f'{study.name}/{methods.find(method).name}'
+    + (f'/{max_epochs}' if max_epochs else ''),
     seed=seed,
     retry=retry,
     say=say,

@@ -10,15 +10,27 @@ import dataclasses
 import math
 import os
 import socket
+import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from jaxpapers.recsys import evaluation, methods, optional
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.early_stopping import EarlyStopping
 
 _SLOT, _WORKER, _STATUS = 'slot', 'worker', 'status'
+# In containers the next process often has the number of the one before.
+_TOKEN = uuid.uuid4().hex
+# What a configuration may fail with, and the search goes on.
+FAILURES = (
+  ValueError,
+  ArithmeticError,
+  MemoryError,
+  jax.errors.JaxRuntimeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +106,9 @@ def run_search(
 
   Args:
     objective: Maps parameters to the validation metric, larger is better, or to
-      a dictionary with it under 'value'. NaN, ValueError, FloatingPointError,
-      ArithmeticError and MemoryError count as a failed trial.
+      a dictionary with it under 'value'. NaN, ValueError, ArithmeticError,
+      MemoryError and errors of the device (out of memory) count as a failed
+      trial.
     space: Parameter -> distribution of optuna.
     n_trials: Configurations in all, of all workers together.
     n_startup: Random ones at the beginning.
@@ -197,7 +210,7 @@ def _run(objective, study, trial, slot, parameters, state, say):
     value = float(results.pop('value'))
     if not math.isfinite(value):
       error = f'the metric is {value}'
-  except (ValueError, ArithmeticError, MemoryError) as raised:
+  except FAILURES as raised:
     value, error = float('nan'), ' '.join(str(raised).split())
   trial.set_user_attr('parameters', parameters)
   trial.set_user_attr('results', results)
@@ -281,13 +294,15 @@ def _free(study, state, retry):
 
 
 def _me():
-  return [socket.gethostname(), os.getpid()]
+  return [socket.gethostname(), os.getpid(), _TOKEN]
 
 
 def _dead(worker):
-  host, pid = worker
-  if host != socket.gethostname() or pid == os.getpid():
+  host, pid, *token = worker
+  if host != socket.gethostname():
     return False
+  if pid == os.getpid():
+    return token != [_TOKEN]
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
@@ -369,6 +384,10 @@ def validation_objective(
     result = evaluation.evaluate_model(
       model, train, validation, (cutoff,), metrics=(metric,), **options
     )
-    return {'value': result.mean(metric, cutoff)}
+    found = {'value': result.mean(metric, cutoff)}
+    if 'epochs' in given:
+      # Too few for a look: the last fit is as long as this one was.
+      found['epochs'] = given['epochs']
+    return found
 
   return objective

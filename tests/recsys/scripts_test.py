@@ -104,12 +104,48 @@ class ScriptsTest(parameterized.TestCase):
     known = (self.folder / 'ratings.csv').read_text()
     for row in rows:
       self.assertNotIn(f'{row["user"]},{row["item"]},', known)
+    # Other data are another search, and other methods' results stay.
+    tuned.write_text(json.dumps({'RP3beta': content, 'EASE_R': {}}))
+    (self.folder / 'other').mkdir()
+    other = _write_ratings(self.folder / 'other', seed=1)
+    out = self._run(
+      'recsys_tune', f'--interactions={other}', *common[1:2],
+      '--num_trials=2', '--num_random=1', common[-1],
+    )  # fmt: skip
+    self.assertEqual(sum(': top_k=' in line for line in out.splitlines()), 2)
+    content = json.loads(tuned.read_text())
+    self.assertLen(content['RP3beta']['trials'], 2)
+    self.assertIn('EASE_R', content)
+
+  def test_negatives_by_the_names_of_the_interactions(self):
+    files = {
+      'train.tsv': '5\t10\n5\t40\n7\t40\n7\t30\n7\t10\n',
+      'test.tsv': '5\t20\n7\t20\n',
+      'negatives': '(7,20)\t10\n(5,20)\t30\n',
+    }
+    for name, text in files.items():
+      (self.folder / name).write_text(text)
+    arguments = [f'--{n[:-4]}={self.folder}/{n}' for n in files if '.' in n]
+    arguments += [f'--negatives={self.folder}/negatives', '--cutoffs=1']
+    out = self._run(
+      'recsys_evaluate', *arguments, '--method=TopPopular',
+      f'--save_dir={self.folder}/out',
+    )  # fmt: skip
+    # User 7 has item 10: it is no negative, and nothing is left.
+    self.assertIn('1 users without negatives', out)
+    content = json.loads((self.folder / 'out/evaluation.json').read_text())
+    self.assertEqual(content['metrics']['hit_rate']['1'], 0.5)
+    (self.folder / 'negatives').write_text('(7,20)\t10\n(5,20)\t31\n')
+    done = scripts.run('recsys_evaluate', *arguments, '--method=TopPopular')
+    scripts.assert_usage_error(self, done, '1 items that no interaction has')
 
   @parameterized.parameters(
     ('recsys_evaluate', ['--method=EASEE'], 'EASE_R'),
     ('recsys_evaluate', ['--method=EASE_R', '--set=l3=4'], 'l3'),
     ('recsys_evaluate', ['--method=EASE_R', '--set=l2'], 'name=value'),
+    ('recsys_evaluate', ['--method=EASE_R', '--set=l2=many'], 'expected float'),
     ('recsys_evaluate', ['--method=EASE_R', '--cutoffs=99'], '30 items'),
+    ('recsys_audit', ['--negatives=x'], 'does not go with --interactions'),
     ('recsys_evaluate', ['--method=EASE_R', '--study=table_4'], 'one of'),
   )
   def test_usage_errors(self, name, arguments, words):
@@ -165,6 +201,11 @@ class ReproduceTest(parameterized.TestCase):
     done = scripts.run('recsys_reproduce', *self.arguments, some)
     self.assertEqual(done.returncode, 0, done.stderr)
     self.assertEqual(
+      (rows / 'rp3beta.published.json').stat().st_mtime_ns, stamp
+    )
+    done = scripts.run('recsys_reproduce', *self.arguments, some, '--seed=1')
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertGreater(
       (rows / 'rp3beta.published.json').stat().st_mtime_ns, stamp
     )
 

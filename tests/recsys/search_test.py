@@ -159,9 +159,18 @@ class SearchTest(parameterized.TestCase):
     space = recsys.search_space(name)
     self.assertEqual(set(space), set(method.space))
     known = set(inspect.signature(method.fit).parameters)
-    if 'parameters' in known or 'more' in known:
-      known |= {*method.space, *method.fixed}  # Passed on.
-    self.assertTrue(set(method.space) | set(method.fixed) <= known)
+    if not {'parameters', 'more'} & known:
+      self.assertTrue(set(method.space) | set(method.fixed) <= known)
+      return
+    # Passed on to another function: only a fit shows whether it takes them.
+    given = {
+      key: values.values[-1] if values.kind == 'choice' else values.low
+      for key, values in method.space.items()
+    }
+    x = recsys.from_dense(np.arange(20).reshape(4, 5) % 3)
+    recsys.fit(name, x, given, features=np.eye(5))
+    with self.assertRaisesRegex(ValueError, 'no parameter'):
+      recsys.fit(name, x, {**given, 'topk': 3}, features=np.eye(5))
 
   def test_ranges_of_the_paper(self):
     space = recsys.search_space('EASE_R')['l2']
@@ -182,6 +191,19 @@ class SearchTest(parameterized.TestCase):
     result = objective({'factors': 3, 'alpha': 1.0, 'reg': 1e-2})
     self.assertGreaterEqual(result['epochs'], 5)
     self.assertGreater(result['value'], 0)
+    # Ends before the first look; the last fit must not be longer.
+    objective = recsys.validation_objective(
+      'iALS', train, validation, max_epochs=3, cutoff=5
+    )
+    result = objective({'factors': 3, 'alpha': 1.0, 'reg': 1e-2})
+    self.assertEqual(result['epochs'], 3)
+
+  def test_which_workers_are_dead(self):
+    mine = search._me()
+    self.assertFalse(search._dead(mine))
+    self.assertFalse(search._dead(['another host', *mine[1:]]))
+    # A process before this one, with its number.
+    self.assertTrue(search._dead([*mine[:2], 'token']))
 
 
 class StudyTest(parameterized.TestCase):
@@ -195,6 +217,15 @@ class StudyTest(parameterized.TestCase):
           self.assertIn(cutoff, study.cutoffs)
     with self.assertRaisesRegex(ValueError, 'no study'):
       studies.find('table_99')
+
+  def test_methods_of_known_users_are_refused_for_new_ones(self):
+    x = recsys.from_dense(np.eye(4))
+    data_ = studies.Data(x, x, x, x, profiles=x)
+    for name in ('UserKNN CF dice', 'MF BPR', 'AsySVD', 'PureSVD'):
+      with self.assertRaisesRegex(ValueError, 'training has not seen'):
+        reproduction.reproduce_row(studies.find('strong_ml1m'), data_, name)
+    reproduction.check_method('EASE_R', data_)
+    reproduction.check_method('PureSVD', studies.Data(x, x, x, x))
 
   @parameterized.parameters(
     ('table_4', ['UserKNN CF cosine', 'UserKNN CF jaccard', 'TopPopular']),
