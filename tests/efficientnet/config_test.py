@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxpapers import efficientnet
@@ -208,18 +207,6 @@ class CompoundTest(parameterized.TestCase):
     self.assertEqual(resolution, 296)
     smaller = efficientnet.compound_coefficients(-1, base_resolution=115)
     self.assertEqual(smaller[2], 100)
-
-  def test_numbers_of_numpy(self):
-    width, depth, resolution = efficientnet.compound_coefficients(np.int64(1))
-    config = efficientnet.ModelConfig(
-      np.float32(width), np.float64(depth), np.int64(resolution)
-    )
-    self.assertEqual(
-      efficientnet.count_macs(config),
-      efficientnet.count_macs(config, np.int64(258)),
-    )
-    with self.assertRaisesRegex(ValueError, 'width is inf'):
-      efficientnet.ModelConfig(width=np.inf)
 
   def test_phi_1_costs_more_than_twice(self):
     # Rounding of channels and repeats: 0.993G instead of 0.74G.

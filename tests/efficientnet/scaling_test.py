@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxpapers.efficientnet import scaling, scaling_tables
-from jaxpapers.efficientnet.config import ModelConfig
+from jaxpapers.efficientnet import counts, scaling, scaling_tables
+from jaxpapers.efficientnet.config import ModelConfig, compound_coefficients
 from jaxpapers.efficientnet.mobilenet import MobileNetConfig
 from jaxpapers.efficientnet.resnet import ResNetConfig
 from tests.helpers import goldens
@@ -142,6 +142,18 @@ class ScalingTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'phi is 1000'):
       scaling.scale(1000)
 
+  def test_numbers_of_numpy(self):
+    width, depth, resolution = compound_coefficients(np.int64(1))
+    config = ModelConfig(
+      np.float32(width), np.float64(depth), np.int64(resolution)
+    )
+    self.assertEqual(
+      counts.count_macs(config),
+      counts.count_macs(config, np.int64(258)),
+    )
+    with self.assertRaisesRegex(ValueError, 'width is inf'):
+      ModelConfig(width=np.inf)
+
   def test_ideal_grid_has_the_papers_answer(self):
     points = scaling.grid(0.05, 0.1, 'ideal')
     self.assertLen(points, 108)
@@ -225,11 +237,11 @@ class ScalingTest(parameterized.TestCase):
     self.assertEqual(rows[0].params, 5_288_548)
 
   def test_tables_have_the_papers_networks(self):
-    counts = goldens.load_json('efficientnet', 'counts.json')
+    table = goldens.load_json('efficientnet', 'counts.json')
     for row in scaling_tables.table2():
-      self.assertEqual(row.row()['params'], counts[row.name]['params'])
-      self.assertEqual(row.row()['macs'], counts[row.name]['macs'])
-    scaled = counts['scaled_b0']
+      self.assertEqual(row.row()['params'], table[row.name]['params'])
+      self.assertEqual(row.row()['macs'], table[row.name]['macs'])
+    scaled = table['scaled_b0']
     names = ('d4', 'w2', 'r2', 'compound_w1.2_d1.4_r1.3')
     for row, name in zip(scaling_tables.table7()[1:], names, strict=True):
       self.assertEqual(row.row()['macs'], scaled[name]['macs'])
