@@ -9,7 +9,7 @@ import numpy as np
 from jaxpapers.recsys import optional
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarities import keep_top, top_k_columns
+from jaxpapers.recsys.similarities import check_k, keep_top, top_k_columns
 
 
 def p3_alpha(
@@ -77,6 +77,7 @@ def rp3_beta(
   Raises:
     ValueError: A value is negative.
   """
+  check_k(top_k)
   if len(train) and train.value.min() < 0:
     raise ValueError(
       'train has negative values; probabilities need values above 0.'
@@ -185,6 +186,7 @@ def walk_weights(
     Weights, `[items, items]`.
   """
   x = jnp.asarray(x)
+  x = x.astype(jnp.result_type(x, jnp.float32))
   stored = x > 0
 
   def power(base, exponent):

@@ -44,22 +44,24 @@ def ease(
   _check_l2(l2)
   n = train.num_items
   double = n <= _DOUBLE
-  need = n * n * (16 if double else 8)
+  _check_size(n, 16 if double else 8, max_bytes)
+  if jax.default_backend() != 'cpu':
+    weights = np.asarray(_refined(device_gram(train), l2))
+  else:
+    weights = _host_ease(train, l2, np.float64 if double else np.float32)
+  if top_k is not None and top_k < n:
+    weights = top_k_columns(weights, top_k)
+  return ItemModel(weights)
+
+
+def _check_size(n, each, max_bytes):
+  need = n * n * each
   if need > max_bytes:
     raise ValueError(
       f'EASE of {n} items needs {need / 1e9:.1f} GB for two dense matrices;'
       f' max_bytes is {max_bytes / 1e9:.1f} GB. Raise it, drop rare items, or'
       ' use slim_elastic_net or rp3_beta, whose weights are sparse.'
     )
-  if jax.default_backend() != 'cpu':
-    x = jnp.asarray(train.to_dense())
-    gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
-    weights = np.asarray(_refined(gram, l2))
-  else:
-    weights = _host_ease(train, l2, np.float64 if double else np.float32)
-  if top_k is not None and top_k < n:
-    weights = top_k_columns(weights, top_k)
-  return ItemModel(weights)
 
 
 def _check_l2(l2):
@@ -111,6 +113,23 @@ def dense_gram(train: Interactions, block: int = 512) -> np.ndarray:
   return gram
 
 
+def device_gram(train: Interactions, block: int | None = None) -> jax.Array:
+  """The same on a device, some users at a time.
+
+  Args:
+    train: Interactions.
+    block: Users at a time; None for blocks of some 256 MB.
+  """
+  n = train.num_items
+  block = block or max((1 << 26) // max(n, 1), 1)
+  gram = jnp.zeros((n, n))
+  for first in range(0, train.num_users, block):
+    users = np.arange(first, min(first + block, train.num_users))
+    x = jnp.asarray(train.to_dense(users))
+    gram += jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+  return gram
+
+
 def ease_weights(gram: Any, l2: Any) -> jax.Array:
   """EASE out of a Gram matrix, under jit, vmap and grad.
 
@@ -153,17 +172,20 @@ def _refined(gram, l2):
 
 
 def ease_path(
-  train: Interactions, l2s: Any
+  train: Interactions, l2s: Any, *, max_bytes: float = 16e9
 ) -> Iterator[tuple[float, ItemModel]]:
   """EASE for many penalties at the price of one decomposition.
 
   Args:
     train: Interactions.
     l2s: Penalties.
+    max_bytes: Refuse catalogues whose matrices would be larger than this.
 
   Yields:
     Each penalty and its model, in the given order.
   """
+  # Vectors, scaled vectors and the inverse, in float64, and weights.
+  _check_size(train.num_items, 28, max_bytes)
   for l2 in l2s:
     _check_l2(l2)
   gram = dense_gram(train).astype(np.float64)

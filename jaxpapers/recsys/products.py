@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys.data import Interactions
+from jaxpapers.recsys.similarities import DENSE_BYTES
 
 
 class Products:
-  """R and R' as linear maps: scipy on the CPU, dense blocks on a device.
+  """R and R' as linear maps: scipy on the CPU, dense on a device.
 
   Attributes:
     shape: Of R.
@@ -19,7 +20,10 @@ class Products:
 
   def __init__(self, train: Interactions, dtype: Any = np.float32):
     self.shape = train.shape
-    self.host = jax.default_backend() == 'cpu'
+    self.host = (
+      jax.default_backend() == 'cpu'
+      or 4 * train.num_users * train.num_items > DENSE_BYTES
+    )
     self.xp = np if self.host else jnp
     if self.host:
       self._forward = train.csr.astype(dtype)

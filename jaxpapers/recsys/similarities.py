@@ -39,6 +39,8 @@ KINDS = (
 )
 _SETS = ('jaccard', 'dice', 'tversky')
 _EPS = 1e-6
+# Largest matrix of interactions that is laid out densely on an accelerator.
+DENSE_BYTES = 16e9
 
 
 def similarity(
@@ -271,6 +273,12 @@ def similarity_blocks(
     yield first, np.asarray(weights, np.float32)
 
 
+def check_k(k: int | None) -> None:
+  """Refuses numbers of neighbours that are no positive whole numbers."""
+  if k is not None and (not isinstance(k, (int, np.integer)) or k < 1):
+    raise ValueError(f'k is {k!r}; expected 1 or more, or None for all.')
+
+
 def top_k_columns(w: Any, k: int | None, ties: str = 'index') -> Any:
   """Keeps the k largest entries of every column, zeros elsewhere.
 
@@ -285,8 +293,7 @@ def top_k_columns(w: Any, k: int | None, ties: str = 'index') -> Any:
   """
   if ties not in ('index', 'keep'):
     raise ValueError(f"ties is {ties!r}; expected 'index' or 'keep'.")
-  if k is not None and k < 1:
-    raise ValueError(f'k is {k}; expected 1 or more, or None for all.')
+  check_k(k)
   if k is None or k >= w.shape[0]:
     return w
   if isinstance(w, np.ndarray):
@@ -386,7 +393,8 @@ def similarity_top_k(
 ) -> Any:
   """The k nearest neighbours of every column, on what is fastest here.
 
-  On the CPU blocks of a sparse product, on an accelerator dense blocks.
+  On the CPU blocks of a sparse product, on an accelerator dense blocks; a
+  matrix that is too large for its memory stays on the host.
 
   Args:
     x: `Interactions` or a scipy sparse matrix, `[rows, n]`.
@@ -398,10 +406,12 @@ def similarity_top_k(
   Returns:
     `scipy.sparse.csc_array`, float32 `[n, n]`.
   """
+  check_k(k)
   n = x.shape[1]
-  device = jax.default_backend() != 'cpu' and kind not in (
-    'pearson',
-    'adjusted',
+  device = (
+    jax.default_backend() != 'cpu'
+    and kind not in ('pearson', 'adjusted')
+    and 4 * x.shape[0] * n <= DENSE_BYTES
   )
   if not device or k is None or options.get('row_weights') is not None:
     # Two passes over a block have to fit into the cache of a core.

@@ -11,7 +11,7 @@ from jaxpapers.recsys import optional
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.linear import dense_gram
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarities import sparse_top_k
+from jaxpapers.recsys.similarities import check_k, sparse_top_k
 
 # Up to here the Gram matrix is kept dense on the host: 1 GB.
 _DENSE = 16_384
@@ -51,6 +51,7 @@ def slim_elastic_net(
   Raises:
     ValueError: A value is negative, or `alpha` or `l1_ratio` is out of range.
   """
+  check_k(top_k)
   if not alpha > 0:
     raise ValueError(f'alpha is {alpha}; expected a positive weight.')
   if not 0 <= l1_ratio <= 1:
@@ -195,7 +196,9 @@ def _working_sets(gram, settings, block):
       _first_set(targets[:, i], l1) if largest[i] > l1 else None for i in inside
     ]
     pending = [i for i in inside if sets[i] is not None]
+    rounds = 0
     while pending:
+      rounds += 1
       _solve_sets(gram, columns, sets, pending, settings, weights)
       part = weights[:, pending]
       gradient = gram @ part + l2 * part - targets[:, pending] + l1
@@ -203,9 +206,12 @@ def _working_sets(gram, settings, block):
       left = []
       for place, i in enumerate(pending):
         missing = np.flatnonzero(gradient[:, place] < -threshold[i])
+        # What is in the set already is as good as max_iter and float32 allow.
+        missing = np.setdiff1d(missing, sets[i], assume_unique=True)
         if not len(missing):
           continue
-        support = np.flatnonzero(part[:, place])
+        # Sets that only grow come to an end, whatever rounding does.
+        support = np.flatnonzero(part[:, place]) if rounds < 20 else sets[i]
         room = max(_FIRST, len(support))
         if len(missing) > room:
           order = np.argpartition(gradient[missing, place], room)

@@ -11,7 +11,7 @@ from jaxpapers.recsys import optional, sampling, sgd
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.graph import prune_columns
 from jaxpapers.recsys.models import ItemModel
-from jaxpapers.recsys.similarities import keep_top
+from jaxpapers.recsys.similarities import check_k, keep_top
 
 
 def slim_bpr(
@@ -58,6 +58,7 @@ def slim_bpr(
     ValueError: An argument is out of range, or the catalogue too large.
   """
   sgd.check_mode(sgd_mode)
+  check_k(top_k)
   if epochs < 1:
     raise ValueError(f'epochs is {epochs}; expected 1 or more.')
   n = train.num_items

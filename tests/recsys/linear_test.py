@@ -49,6 +49,12 @@ class EaseTest(parameterized.TestCase):
       recsys.ease(x, l2=0)
     with self.assertRaisesRegex(ValueError, 'GB for two dense matrices'):
       recsys.ease(x, max_bytes=100)
+    with self.assertRaisesRegex(ValueError, 'GB for two dense matrices'):
+      next(recsys.ease_path(x, [1.0], max_bytes=100))
+
+  def test_gram_in_blocks_of_users(self):
+    gram = linear.device_gram(recsys.from_dense(_R), block=7)
+    np.testing.assert_allclose(gram, _R.T @ _R, rtol=1e-6)
 
 
 class SlimTest(parameterized.TestCase):
@@ -107,6 +113,17 @@ class SlimTest(parameterized.TestCase):
     np.testing.assert_allclose(gradient[weights > 0], 0, atol=1e-3)
     self.assertGreater(gradient.min(), -1e-3)
     self.assertTrue((np.diag(weights) == 0).all())
+
+  def test_working_sets_end_before_the_optimum(self):
+    rng = np.random.default_rng(0)
+    x = (rng.random((300, 200)) < 0.15).astype(np.float32)
+    # Three sweeps are too few: items with a weight to come stay in the sets.
+    settings = (0.3, 0.003, 1e-7, 3)
+    real = slim._solve_sets
+    with mock.patch.object(slim, '_solve_sets', side_effect=real) as solve:
+      found = [b for _, b in slim._working_sets(x.T @ x, settings, 200)]
+    self.assertLess(solve.call_count, 100)
+    self.assertTrue(np.isfinite(found[0]).all())
 
   @parameterized.parameters(
     (dict(alpha=0), 'alpha'), (dict(l1_ratio=2), 'l1_ratio')
@@ -227,6 +244,11 @@ class FactorsTest(parameterized.TestCase):
       (recsys.bpr_mf, dict(batch_size=0), 'batch_size'),
       (recsys.funk_svd, dict(negative_quota=1.0), 'negative_quota'),
       (recsys.slim_bpr, dict(max_bytes=10), 'GB'),
+      (recsys.slim_bpr, dict(top_k=0), 'k is 0'),
+      (recsys.slim_elastic_net, dict(top_k=2.5), 'k is 2.5'),
+      (recsys.rp3_beta, dict(top_k=-1), 'k is -1'),
+      (recsys.item_knn, dict(top_k=0), 'k is 0'),
+      (recsys.user_knn, dict(top_k='all'), "k is 'all'"),
     ):
       with self.assertRaisesRegex(ValueError, words):
         function(x, **options)
