@@ -36,13 +36,22 @@ def check_run(run: Any, batch_size: int | None = None) -> None:
       ' workers claim their shares there'
     )
   if batch_size is not None:
-    try:
-      training.batch_sharding(run.mesh).shard_shape((batch_size,))
-    except ValueError as error:
-      raise _command_line.UsageError(
-        f'--config.recipe.batch_size is {batch_size}, which the {run.mesh.size}'
-        ' devices of --mesh cannot share evenly'
-      ) from error
+    check_batch(batch_size, run.mesh, '--config.recipe.batch_size')
+
+
+def check_batch(size: int, mesh: jax.sharding.Mesh, flag: str) -> None:
+  """Refuses a batch that the devices cannot share.
+
+  Raises:
+    UsageError: Names the flag.
+  """
+  try:
+    training.batch_sharding(mesh).shard_shape((size,))
+  except ValueError as error:
+    raise _command_line.UsageError(
+      f'{flag} is {size}, which the {mesh.size} devices of --mesh cannot share'
+      ' evenly'
+    ) from error
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

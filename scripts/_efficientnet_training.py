@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import _command_line
+import _efficientnet_studies
 import _training_command_line
 import jax
 import jax.numpy as jnp
@@ -363,6 +364,8 @@ def fit(
   Raises:
     UsageError: If the loss is not finite, or an image is corrupt.
   """
+  size = config.batch_size
+  _efficientnet_studies.check_batch(size, run.mesh, '--config.batch_size')
   if run.first:
     _write_network(run.workdir, problem, splits)
   state = problem.job.state(jax.random.key(config.seed), run.mesh)

@@ -48,6 +48,12 @@ _MAPS = flags.DEFINE_integer('maps', 1, 'Classes to draw.', lower_bound=1)
 _RESOLUTION = flags.DEFINE_integer(
   'resolution', None, "Pixels; the network's by default.", lower_bound=1
 )
+_CROP_PADDING = flags.DEFINE_integer(
+  'crop_padding',
+  32,
+  'Around the central crop; 0 shows all of the shorter side.',
+  lower_bound=0,
+)
 _NORMALIZE = flags.DEFINE_enum(
   'normalize',
   'imagenet',
@@ -166,7 +172,9 @@ def _prepare(image, config) -> np.ndarray:
   if method is None:
     torch = config.padding == 'symmetric'
     method = 'pil_bicubic' if torch else 'tf1_bicubic'
-  return preprocess.preprocess_eval(image, config.resolution, resize=method)
+  return preprocess.preprocess_eval(
+    image, config.resolution, _CROP_PADDING.value, method
+  )
 
 
 def _shown(path, best, scores, names) -> str:

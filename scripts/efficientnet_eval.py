@@ -89,7 +89,10 @@ def main() -> None:
   is_run = (weights / _efficientnet_training.NETWORK).exists()
   config, network = _config(weights, is_run)
   problem = _efficientnet_training.make_problem(
-    config, network['num_classes'], network['train_examples']
+    config,
+    network['num_classes'],
+    # A batch may be larger here than all that was trained on.
+    max(network['train_examples'], config.batch_size),
   )
   splits = _efficientnet_training.open_splits(
     config, None, only_test=True, class_names=network.get('class_names', ())

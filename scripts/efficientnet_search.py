@@ -185,6 +185,10 @@ def make_evaluator(config, space, splits, recipe, mesh):
 
 def write(folder, config, space, results) -> None:
   """Tables and figures."""
+  results = {key: result for key, result in results.items() if result.trials}
+  if not results:
+    print('Nothing is finished yet; other workers are at it.')
+    return
   rows, fronts = [], []
   for (algorithm, seed), result in results.items():
     search = {'algorithm': algorithm, 'seed': seed}
@@ -209,13 +213,14 @@ def write(folder, config, space, results) -> None:
     folder / 'best.json',
     best.to_json() | {'blocks': describe(space, best.tokens)},
   )
-  first = config.seeds[0]
-  one = {a: results[a, first] for a in config.algorithms}
+  one, many = {}, {}
+  for (algorithm, _), result in results.items():
+    one.setdefault(algorithm, result)
+    many.setdefault(algorithm, []).append(result)
   target = config.objective.target
   save = _efficientnet_studies.save_figure
   save(folder / 'front.png', figures.search_front(one, target))
   save(folder / 'costs.png', figures.cost_histogram(one, target))
-  many = {a: [results[a, s] for s in config.seeds] for a in config.algorithms}
   if len({len(r.trials) for r in results.values()}) == 1:
     save(folder / 'progress.png', figures.search_progress(many))
   print(f'Tables and figures are in {folder}.')
