@@ -262,7 +262,7 @@ def _places(path, kind, names, given):
   if not np.issubdtype(names.dtype, np.integer):
     raise ValueError(
       f'{path} has numbers; the {kind}s of the interactions have names such as'
-      f' {names[0]!r}.'
+      f' {str(names[0])!r}.'
     )
   place = np.minimum(np.searchsorted(names, given), len(names) - 1)
   unknown = np.unique(given[names[place] != given])

@@ -50,6 +50,10 @@ class Interactions:
       (self.value, self.item, self.row_starts), shape=self.shape
     )
 
+  def to_csr(self) -> Any:
+    """The same as `csr`: the user-item matrix."""
+    return self.csr
+
   @functools.cached_property
   def row_starts(self) -> np.ndarray:
     """Where each user's interactions begin, int32 `[num_users + 1]`."""

@@ -135,7 +135,7 @@ PAPERS: tuple[Paper, ...] = (
     True,
     'The released test part is no random sample of the ratings. On random'
     ' splits of three data sets it is at or below TopPopular.',
-    '0 of 15',
+    '0',
   ),
   Paper(
     'Mult-VAE',

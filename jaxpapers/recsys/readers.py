@@ -97,7 +97,12 @@ def read_interactions(
     time = None if time is None else time[keep]
     value = None
   if file_format in ('ncf', 'adjacency', 'ctr'):
-    user, item = user.astype(np.int64), item.astype(np.int64)
+    for name, column in (('user', user), ('item', item)):
+      if not np.issubdtype(column.dtype, np.integer):
+        raise ValueError(
+          f'{path} has {name}s such as {str(column[0])!r}; {file_format} files'
+          " have numbers from 0. Take file_format='tsv' for names."
+        )
     users = np.arange(user.max() + 1)
     items = np.arange(item.max() + 1)
   else:
@@ -122,7 +127,7 @@ def guess_format(path: pathlib.Path) -> str:
     return ending[1:]
   if ending == '.rating':
     return 'ncf'
-  with path.open(encoding='utf-8', errors='replace') as file:
+  with path.open(encoding='utf-8-sig', errors='replace') as file:
     line = file.readline()
   if '::' in line:
     return 'movielens'
@@ -141,7 +146,7 @@ def guess_format(path: pathlib.Path) -> str:
 
 
 def _lines(path):
-  with path.open(encoding='utf-8', errors='replace') as file:
+  with path.open(encoding='utf-8-sig', errors='replace') as file:
     for number, line in enumerate(file, 1):
       line = line.strip('\r\n')
       if line.strip():
@@ -235,10 +240,21 @@ def _choose(path, names, columns):
 def _as_numbers(column):
   """Whole numbers as such, so that names sort as numbers; else text."""
   column = np.asarray(column)
+  if column.dtype.kind == 'f':
+    bad = int((~np.isfinite(column) | (column != np.floor(column))).sum())
+    if bad:
+      raise ValueError(
+        f'a column of users or items has {bad} entries that are missing or no'
+        ' whole numbers. Drop these lines, or write ids as text.'
+      )
   try:
-    return column.astype(np.int64)
+    numbers = column.astype(np.int64)
   except (ValueError, OverflowError):
     return column.astype(str)
+  # '007' and '7' are two names.
+  if column.dtype.kind == 'U' and (numbers.astype(str) != column).any():
+    return column
+  return numbers
 
 
 def _read_adjacency(path):
@@ -252,7 +268,8 @@ def _read_adjacency(path):
 
 def _read_ctr(path):
   users, items = [], []
-  for row, (number, line) in enumerate(_lines(path)):
+  for number, line in _lines(path):
+    row = number - 1  # Also after an empty line.
     fields = _whole(path, number, line)
     if fields[0] != len(fields) - 1:
       raise ValueError(

@@ -29,7 +29,7 @@ class InteractionsTest(parameterized.TestCase):
   def test_round_trips(self):
     x = _random()
     dense = x.to_dense()
-    np.testing.assert_array_equal(x.csr.toarray(), dense)
+    np.testing.assert_array_equal(x.to_csr().toarray(), dense)
     np.testing.assert_array_equal(x.transpose().to_dense(), dense.T)
     items, values = x.to_padded([3, 7])
     for row, user in enumerate((3, 7)):
@@ -221,6 +221,20 @@ class ReadersTest(parameterized.TestCase):
     pyarrow.parquet.write_table(table, path)
     x = recsys.read_interactions(path).interactions
     self.assertEqual(x.to_dense().tolist(), [[1, 1], [1, 0]])
+    for users in ([3, None, 5], [3.0, 3.5, 5.0]):
+      table = pyarrow.table({'user': users, 'item': [1, 2, 1]})
+      pyarrow.parquet.write_table(table, path)
+      with self.assertRaisesRegex(ValueError, '1 entries that are missing'):
+        recsys.read_interactions(path)
+
+  def test_names_stay_as_they_are(self):
+    path = self._file('a.csv', '\ufeffuser,item\n7,1\n007,1\n')
+    loaded = recsys.read_interactions(path)
+    self.assertEqual(loaded.users.tolist(), ['007', '7'])
+    self.assertEqual(loaded.items.tolist(), [1])
+    path = self._file('x.rating', 'u1\ti1\t5\n')
+    with self.assertRaisesRegex(ValueError, "users such as 'u1'"):
+      recsys.read_interactions(path)
 
   def test_threshold_and_complaints(self):
     path = self._file('a.csv', '1,1,5\n1,2,3\n2,1,4\n')

@@ -252,5 +252,60 @@ class NeighboursTest(parameterized.TestCase):
       recsys.content_knn(x, features[:5])
 
 
+class LastfmTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Without ties at the edge of lists and neighbourhoods all is the same.
+    ('ItemKNN cosine k200 s50 TF-IDF', 2e-5),
+    ('ItemKNN cosine k200 s50 BM25', 2e-5),
+    ('iALS log f16 a5 eps0.1 r1e-3 e10', 2e-5),
+    ('EASE_R l2=1000', 2e-5),
+    ('EASE_R l2=100 topK50', 2e-5),
+    # One user of 1741 is 5.7e-4.
+    ('RP3beta a0.8 b0.4 k100 norm', 1e-3),
+    ('ItemKNN jaccard k80 s5', 1e-3),
+  )
+  def test_metrics_of_the_original(self, name, tolerance):
+    path = data.require('recsys', 'deepcf_lastfm_loo99.npz')
+    parts = recsys.load_parts(path, ('train', 'test'))
+    with np.load(path) as file:
+      negatives = file['test_negatives'][np.argsort(file['test_user'])]
+    x, test = parts['train'].binary(), parts['test'].binary()
+    golden = goldens.load_json('recsys', 'lastfm_loo99.json')[name]
+    parameters = golden['params']
+    if name.startswith('ItemKNN'):
+      model = recsys.item_knn(
+        x,
+        top_k=parameters['topK'],
+        shrink=parameters['shrink'],
+        similarity=parameters['similarity'],
+        weighting=parameters.get('feature_weighting', 'none'),
+        score_with='weighted',
+      )
+    elif name.startswith('iALS'):
+      model = recsys.ials(
+        x, factors=16, alpha=5, reg=1e-3, epochs=10, scaling='log',
+        epsilon=0.1, seed=42, cold='keep',
+      )  # fmt: skip
+    elif name.startswith('EASE'):
+      model = recsys.ease(x, l2=parameters['l2_norm'], top_k=parameters['topK'])
+    else:
+      model = recsys.rp3_beta(x, top_k=100, alpha=0.8, beta=0.4)
+    for protocol, options in (
+      ('loo99_exclude_seen', dict(negatives=negatives)),
+      ('full_exclude_seen', {}),
+    ):
+      expected = golden['metrics'][protocol]
+      cutoffs = [int(c) for c in expected]
+      result = recsys.evaluate_model(model, x, test, cutoffs, **options)
+      for cutoff in cutoffs:
+        for key in ('NDCG', 'RECALL', 'MAP', 'MRR', 'HIT_RATE'):
+          self.assertAlmostEqual(
+            result.mean(key.lower(), cutoff),
+            expected[str(cutoff)][key],
+            delta=tolerance,
+            msg=f'{protocol} {key}@{cutoff}',
+          )
+
+
 if __name__ == '__main__':
   absltest.main()
