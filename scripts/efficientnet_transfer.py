@@ -23,7 +23,8 @@ Config fields beside those of efficientnet_train (--config.NAME=VALUE):
                         reads, or the folder of a run
   new_head              whether the classifier begins at random
   auto_bn_momentum      whether momentum of batch norms follows from the number
-                        of steps of an epoch s: max(1 - 10/s, .9)
+                        of steps of an epoch s: max(1 - 10/s, .9), unless
+                        model.options.bn_momentum says it
 
 """
 
@@ -101,7 +102,8 @@ def _initial(config, problem):
 
 
 def _with_momentum(config, examples):
-  if not config.auto_bn_momentum:
+  chosen = config.model.options.bn_momentum is not None
+  if chosen or not config.auto_bn_momentum:
     return config
   tuned = ml_collections.ConfigDict(config)
   steps = max(1, examples // config.batch_size)

@@ -10,10 +10,9 @@ from jaxpapers.efficientnet import data, resize, schedules
 
 FIELDS = """Config fields (--config.NAME=VALUE):
   model.name            efficientnet-b0 ... -b8, -l2, -lite0 ...; timm's names
-  model.options         fields of ModelConfig to change, as
-                        --config.model.options.stem_stride=1 (all are listed in
-                        jaxpapers.efficientnet.ModelConfig); blocks is a tuple
-                        of block strings
+  model.options         fields of jaxpapers.efficientnet.ModelConfig to change,
+                        as --config.model.options.stem_stride=1: width, depth,
+                        resolution, blocks (a tuple of block strings), ...
   bfloat16              whether activations are bfloat16
   data.kind             imagenet, tfrecord, folder, cifar10, cifar100, archive
   data.folder           where the images are
@@ -122,6 +121,9 @@ _NUMBER_OPTIONS = (
   'bn_momentum',
   'bn_epsilon',
   'stem_stride',
+  'stem_filters',
+  'head_filters',
+  'depth_divisor',
 )
 
 

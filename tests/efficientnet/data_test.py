@@ -251,11 +251,13 @@ class RecipesTest(parameterized.TestCase):
     self.assertEqual(network.dtype, 'bfloat16')
     config.model.options.survival_prob = 0.0
     config.model.options.stem_stride = 1
+    config.model.options.head_filters = 640
     config.bfloat16 = False
     network = recipes.model_config(config, 7)
     self.assertIsNone(network.survival_prob)
     self.assertIsNone(network.dtype)
     self.assertEqual((network.stem_stride, network.num_classes), (1, 7))
+    self.assertEqual(network.head_width, 640)
 
   def test_the_papers_numbers(self):
     config = recipes.train_config()
