@@ -29,7 +29,14 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
-from jaxpapers.recsys import methods, report, reproduction, search, studies
+from jaxpapers.recsys import (
+  methods,
+  ranking,
+  report,
+  reproduction,
+  search,
+  studies,
+)
 
 _STUDIES = flags.DEFINE_list(
   'studies', ['cmn_citeulike_a'], 'Names, their tables (table_4), or all.'
@@ -42,6 +49,13 @@ _HPARAMS = flags.DEFINE_enum(
   'published',
   ['published', 'search'],
   'Parameters that the paper prints, or searched on validation data.',
+)
+_TIES = flags.DEFINE_enum(
+  'ties',
+  'index',
+  ranking.TIES,
+  'What decides between equal scores. expected, the mean over all orders, is'
+  ' nearest to the published rows, and takes longer.',
 )
 _FAST = flags.DEFINE_bool(
   'fast', False, 'Leave out rows that take minutes: SLIM, MF, NMF, iALS, EASE.'
@@ -173,7 +187,7 @@ def _row(study, data, method, folder):
 
 def _settings():
   """What a row depends on beside its method: with others it is another."""
-  settings = {'seed': _SEED.value}
+  settings = {'seed': _SEED.value, 'ties': _TIES.value}
   if _HPARAMS.value == 'search':
     settings |= {
       'num_trials': _TRIALS.value,
@@ -185,7 +199,9 @@ def _settings():
 
 def _compute(study, data, method, folder):
   if _HPARAMS.value == 'published' or not methods.find(method).space:
-    return reproduction.reproduce_row(study, data, method, seed=_SEED.value)
+    return reproduction.reproduce_row(
+      study, data, method, seed=_SEED.value, ties=_TIES.value
+    )
   (folder / 'rows').mkdir(parents=True, exist_ok=True)
   found = reproduction.tune(
     study,
@@ -206,6 +222,7 @@ def _compute(study, data, method, folder):
     source='search',
     seed=_SEED.value,
     validation=found.best.value,
+    ties=_TIES.value,
   )
 
 

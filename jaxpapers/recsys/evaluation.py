@@ -218,6 +218,9 @@ def _ranked(
   """Ranks some candidates, or all items with a rule for ties."""
   n = train.num_items
   results, items, values = [], [], []
+  if candidates is None and block is None:
+    # All items are sorted, with what belongs to them: some 200 MB.
+    block = max(ranking.block_size(n) // 8, 16)
   dropped = tied = alone = 0
   if candidates is not None:
     rows = data_lib.union(candidates.binary(), test.binary())

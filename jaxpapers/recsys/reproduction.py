@@ -163,6 +163,7 @@ def reproduce_row(
   source: str = 'published',
   seed: int = 0,
   validation: float | None = None,
+  ties: str = 'index',
 ) -> tuple[Row, np.ndarray]:
   """Fits a method and evaluates it once on the test data.
 
@@ -174,6 +175,9 @@ def reproduce_row(
     source: Where they come from.
     seed: For random methods.
     validation: Metric of the search that chose them.
+    ties: See `evaluate_model`. The published rows have an arbitrary order of
+      equal scores, which 'expected' is nearer to than 'index' where there are
+      many of them.
 
   Returns:
     The row, and the study's metric of each user, for tests.
@@ -202,6 +206,7 @@ def reproduce_row(
     study.cutoffs,
     metrics=tuple(metrics),
     negatives=data.negatives,
+    ties=ties,
   )
   done = time.perf_counter()
   values = {
