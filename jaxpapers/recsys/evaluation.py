@@ -41,13 +41,21 @@ class Evaluation:
     """Mean over users; 'f1' and those beyond accuracy too.
 
     F1 is the harmonic mean of mean precision and mean recall.
+
+    Raises:
+      ValueError: The metric or the cutoff was not evaluated.
     """
+    if cutoff not in self.cutoffs:
+      raise ValueError(f'cutoff is {cutoff}; there is {self.cutoffs}.')
     column = self.cutoffs.index(cutoff)
     if metric in self.beyond:
       return float(self.beyond[metric][column])
     if metric == 'f1':
       p, r = self.mean('precision', cutoff), self.mean('recall', cutoff)
       return 2 * p * r / (p + r) if p + r else 0.0
+    if metric not in self.per_user:
+      names = ', '.join((*self.per_user, *self.beyond))
+      raise ValueError(f'metric is {metric!r}; there is {names}.')
     return float(self.per_user[metric][:, column].mean())
 
   def means(self) -> dict[str, dict[int, float]]:

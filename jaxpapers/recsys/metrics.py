@@ -61,7 +61,7 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_cutoffs(cutoffs: Sequence[int], most: int) -> tuple[int, ...]:
-  """Refuses cutoffs that are not positive, ascending or possible."""
+  """Refuses cutoffs that are not positive or not possible."""
   cutoffs = tuple(int(c) for c in cutoffs)
   if not cutoffs or min(cutoffs) < 1:
     raise ValueError(f'cutoffs is {cutoffs}; expected positive numbers.')

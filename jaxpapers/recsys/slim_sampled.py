@@ -49,7 +49,8 @@ def slim_bpr(
       makes its weights larger.
     seed: Whole number, or JAX key.
     monitor: Called with epoch (from 1) and model; true ends the fit.
-    max_bytes: Refuse catalogues whose matrix would be larger than this.
+    max_bytes: Refuse data whose weights and profiles, padded to the longest,
+      would be larger than this.
 
   Returns:
     An item model with sparse weights.
@@ -62,11 +63,13 @@ def slim_bpr(
   if epochs < 1:
     raise ValueError(f'epochs is {epochs}; expected 1 or more.')
   n = train.num_items
-  if 4 * n * n > max_bytes:
+  longest = int(train.user_counts().max(initial=0))
+  need = 4 * (n * n + train.num_users * longest)
+  if need > max_bytes:
     raise ValueError(
-      f'SLIM-BPR of {n} items needs {4 * n * n / 1e9:.1f} GB; max_bytes is'
-      f' {max_bytes / 1e9:.1f} GB. Raise it, drop rare items, or use'
-      ' slim_elastic_net.'
+      f'SLIM-BPR of {n} items, with profiles of up to {longest} of them, needs'
+      f' {need / 1e9:.1f} GB; max_bytes is {max_bytes / 1e9:.1f} GB. Raise it,'
+      ' drop rare items and longest profiles, or use slim_elastic_net.'
     )
   key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
   csr = sampling.put(train)

@@ -247,6 +247,10 @@ class BadInputTest(parameterized.TestCase):
     )
     report = result.report
     self.assertEqual(report['evaluated_users'], 12)
+    with self.assertRaisesRegex(ValueError, 'cutoff is 10'):
+      result.mean('ndcg', 10)
+    with self.assertRaisesRegex(ValueError, "metric is 'auc'"):
+      result.mean('auc', 20)
     self.assertEqual(report['users_without_test_items'], 2)
     self.assertEqual(report['candidates_dropped_as_seen'], 27)
     self.assertGreater(report['test_items_unseen_in_train'], 0)

@@ -174,6 +174,14 @@ class WalksTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(dense, ours, atol=1e-6)
 
+  def test_counts_may_be_whole_numbers(self):
+    counts = (_R > 0).astype(int)
+    np.testing.assert_allclose(
+      recsys.walk_weights(counts, 1, 1),
+      recsys.walk_weights(counts.astype(np.float32), 1.0, 1.0),
+      rtol=1e-6,
+    )
+
   def test_gradient(self):
     def loss(alpha):
       return (recsys.walk_weights(_R[:, :10], alpha, 0.3) ** 2).sum()
