@@ -81,6 +81,8 @@ def _splitter(fsdp, tensor, fsdp_dim, tensor_dim):
       if axis is None or dim is None or -dim > len(shape):
         continue
       size = mesh.shape.get(axis, 1)
+      if shape[dim] == 1:
+        continue  # A scale that is the same along this dimension.
       if shape[dim] % size == 0:
         entries[dim] = axis
       elif axis == tensor and not path.startswith('opt_state'):

@@ -157,6 +157,7 @@ class SearchTest(absltest.TestCase):
       '--config.budget=6',
       '--config.members=4',
       '--config.evolution.population=4',
+      '--config.images=100',
       '--config.validation=50',
       '--config.recipe.batch_size=50',
       '--config.retrain=1',
