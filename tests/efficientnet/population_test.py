@@ -174,6 +174,7 @@ class MaskedTest(absltest.TestCase):
       count = sum(x.size for x in jax.tree.leaves(shapes['params']))
       self.assertEqual(count, SPACE.params(tokens))
 
+  @pytest.mark.slow
   def test_initial_weights_have_the_networks_scale(self):
     tokens = SPACE.sample(5, 2)
     tokens[:, 0, :2] = (3, 0)  # An inverted bottleneck of 3 x 3.
@@ -198,7 +199,7 @@ def shapes_task(count=60, side=10):
 
 
 class TrainersTest(absltest.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_population_learns(self):
     task = shapes_task()
     recipe = proxy.Recipe(epochs=6, batch_size=20, learning_rate=1e-2)
