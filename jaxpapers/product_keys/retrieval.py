@@ -80,9 +80,9 @@ def product_key_topk(
   check_k(k, n, 'keys of each half')
   scores = _half_scores(q, keys, precision)
   # XLA would move the slices below into this top_k, which on CPU makes a sort
-  # of all scores out of it: 7 times the time of the whole search. In the other
-  # order, because XLA ends the process (0.10, on meshes) where the barrier takes
-  # the very pair that top_k gives.
+  # of all scores out of it: 7 times the time of the whole search. In another
+  # order, because XLA (of JAX 0.10, on meshes) ends the process where the
+  # barrier takes the very pair that top_k gives.
   best, ranks = _top(scores, k, recall)
   ranks, best = jax.lax.optimization_barrier((ranks, best))
   best0, best1 = best[:, :, 0], best[:, :, 1]
