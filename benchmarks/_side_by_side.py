@@ -6,6 +6,7 @@ of the processors ("cpu"): these count all threads of the process, and change
 less with what else a machine does.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -32,7 +33,8 @@ def alternate(
   """Runs calls in turns.
 
   Args:
-    calls: Each has to wait until its work is done.
+    calls: Each has to wait until its work is done. What an attribute `prepare`
+      of one does before each call is not counted.
     repeats: How often each is measured, after one call that is not.
 
   Returns:
@@ -41,14 +43,22 @@ def alternate(
   """
   wall = {name: [] for name in calls}
   cpu = {name: [] for name in calls}
-  first = {name: call() for name, call in calls.items()}
+  first = {}
+  for name, call in calls.items():
+    _prepare(call)
+    first[name] = call()
   for _ in range(repeats):
     for name, call in calls.items():
+      _prepare(call)
       start, used = time.perf_counter(), time.process_time()
       call()
       wall[name].append(1e3 * (time.perf_counter() - start))
       cpu[name].append(1e3 * (time.process_time() - used))
   return wall, cpu, first
+
+
+def _prepare(call):
+  getattr(call, 'prepare', lambda: None)()
 
 
 def summary(wall: Times, cpu: Times, ours: str, peer: str) -> dict[str, Any]:
@@ -91,9 +101,11 @@ def report(
 
   result = {
     'machine': f'{platform.processor() or platform.machine()},'
-    f' {os.cpu_count()} cores, {jax.default_backend()}',
+    f' {len(os.sched_getaffinity(0))} cores, {jax.default_backend()}',
     'jax': jax.__version__,
   }
+  if has('torch'):
+    result['torch'] = importlib.metadata.version('torch')
   for name in names:
     result[name] = parts[name]()
     print(json.dumps({name: result[name]}), file=sys.stderr)

@@ -1,9 +1,7 @@
 """A memory layer beside the original one in torch, and a feed-forward layer.
 
 Prints one JSON object. Every number is of this run; peers and ours alternate,
-so that a busy machine slows all of them alike. Milliseconds are of the wall
-clock, and of the processors ("cpu"): these count all threads, and change less
-with what else a machine does. Ratios are ours over the peer's.
+see `_side_by_side.py`. Ratios are ours over the peer's.
 
   python benchmarks/product_keys.py                 # CPU, several minutes
   python benchmarks/product_keys.py --parts=layer --n_keys=128 --tokens=256
@@ -30,14 +28,12 @@ The peer needs `pip install torch`; without it ours is measured alone.
 
 import functools
 import gc
-import importlib.util
 import json
 import os
-import platform
 import statistics
 import sys
-import time
 
+import _side_by_side
 from absl import app, flags
 
 _PARTS = flags.DEFINE_list(
@@ -56,46 +52,9 @@ _REPEATS = flags.DEFINE_integer('repeats', 5, 'Alternations.')
 _WIDTH, _HEADS, _KNN, _QUERY = 512, 4, 32, 256
 
 
-def _has_torch():
-  return importlib.util.find_spec('torch') is not None
-
-
-def _alternate(calls, repeats=None):
-  """Milliseconds of each call in turns, on the wall and of the processors."""
-  wall = {name: [] for name in calls}
-  cpu = {name: [] for name in calls}
-
-  def prepare(call):
-    getattr(call, 'prepare', lambda: None)()
-
-  for call in calls.values():
-    prepare(call)
-    call()
-  for _ in range(repeats or _REPEATS.value):
-    for name, call in calls.items():
-      prepare(call)
-      start, used = time.perf_counter(), time.process_time()
-      call()
-      wall[name].append(1e3 * (time.perf_counter() - start))
-      cpu[name].append(1e3 * (time.process_time() - used))
-  return wall, cpu
-
-
-def _summary(wall, cpu, ours='jaxpapers', peer='torch'):
-  out = {}
-  for kind, times in (('wall', wall), ('cpu', cpu)):
-    out[f'{kind}_milliseconds_median'] = {
-      name: round(statistics.median(t), 2) for name, t in times.items()
-    }
-  if ours in wall and peer in wall:
-    out[f'{ours}_over_{peer}'] = {
-      f'{kind}_{name}': float(
-        f'{reduce(times[ours]) / reduce(times[peer]):.3g}'
-      )
-      for kind, times in (('wall', wall), ('cpu', cpu))
-      for name, reduce in (('median', statistics.median), ('min', min))
-    }
-  return out
+def _compare(calls, ours='jaxpapers', peer='torch'):
+  wall, cpu, _ = _side_by_side.alternate(calls, _REPEATS.value)
+  return _side_by_side.summary(wall, cpu, ours, peer)
 
 
 def _blocking(function, *arguments):
@@ -370,7 +329,7 @@ def _batch(tokens):
 
 
 def _threads():
-  if _has_torch():
+  if _side_by_side.has('torch'):
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -388,7 +347,7 @@ def _layer():
       ours = _Ours(_memory(n_keys), x, cotangent, _MODE.value, sparse=True)
       found = {'tokens': tokens, 'slots': n_keys**2}
       peers = {'jaxpapers': ours}
-      if _has_torch():
+      if _side_by_side.has('torch'):
         import torch
 
         params = jax.device_get(ours.params['params'])
@@ -401,7 +360,7 @@ def _layer():
         del params, values
       for kind in _KINDS.value:
         calls = {name: getattr(peer, kind)() for name, peer in peers.items()}
-        found[kind] = _summary(*_alternate(calls))
+        found[kind] = _compare(calls)
         del calls
         gc.collect()
       result[f'n{n_keys}_t{tokens}'] = found
@@ -428,12 +387,10 @@ def _ffn():
         return self.layer.apply(variables, x), {}
 
     peers = {'jaxpapers': _Ours(Layer(), x, cotangent, '', sparse=False)}
-    if _has_torch():
+    if _side_by_side.has('torch'):
       peers['torch'] = _torch_feed_forward(x, cotangent)
     result[f't{tokens}'] = {
-      kind: _summary(
-        *_alternate({name: getattr(p, kind)() for name, p in peers.items()})
-      )
+      kind: _compare({name: getattr(p, kind)() for name, p in peers.items()})
       for kind in _KINDS.value
     }
   return result
@@ -460,12 +417,12 @@ def _search():
     if n <= 512:  # Keys of 1024^2 slots take 0.5 GB, and minutes.
       every = jax.random.normal(keys[2], (1, n * n, width))
       calls['flat'] = _blocking(flat, query, every)
-    result['search'][n * n] = _summary(*_alternate(calls), 'product', 'flat')
+    result['search'][n * n] = _compare(calls, 'product', 'flat')
     table = jax.random.normal(keys[2], (n * n, width))
     ids = jax.random.randint(keys[0], (tokens, reads), 0, n * n)
     weights = jnp.ones((tokens, reads))
     reading[n * n] = _blocking(bag, table, ids, weights)
-    result['read'][n * n] = _summary(*_alternate({'sum': reading[n * n]}))
+    result['read'][n * n] = _compare({'sum': reading[n * n]})
   few, many = 256**2, 1024**2
   for name, calls in (('search', 'product'), ('read', 'sum')):
     times = [
@@ -524,7 +481,9 @@ def _accelerator():
   big = jnp.zeros((2**28,), jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   result = {'device': device.device_kind}
-  wall, _ = _alternate({'copy': _blocking(copy, big)})
+  wall, _, _ = _side_by_side.alternate(
+    {'copy': _blocking(copy, big)}, _REPEATS.value
+  )
   speed = 2 * big.nbytes / (1e-3 * min(wall['copy']))
   result['copy_gigabytes_per_second'] = round(speed / 1e9)
   del big
@@ -544,7 +503,7 @@ def _accelerator():
         jax.jit(gradient), table, ids, weights, g
       ),
     }
-    wall, _ = _alternate(calls, 20)
+    wall, _, _ = _side_by_side.alternate(calls, 20)
     result[f'n{n}'] = {
       name: {
         'milliseconds_median': round(statistics.median(times), 3),
@@ -568,25 +527,7 @@ def main(argv):
     'memory': _temporaries,
     'accelerator': _accelerator,
   }
-  unknown = set(_PARTS.value) - set(parts)
-  if unknown:
-    raise app.UsageError(f'--parts: {sorted(unknown)}; of {list(parts)}')
-  import jax
-
-  result = {
-    'machine': f'{platform.processor() or platform.machine()},'
-    f' {len(os.sched_getaffinity(0))} cores, {jax.default_backend()}',
-    'jax': jax.__version__,
-    'repeats': _REPEATS.value,
-  }
-  if _has_torch():
-    import torch
-
-    result['torch'] = torch.__version__
-  for part in _PARTS.value:
-    result[part] = parts[part]()
-    print(json.dumps({part: result[part]}), file=sys.stderr)
-  print(json.dumps(result, indent=2))
+  _side_by_side.report(_PARTS.value, parts)
 
 
 if __name__ == '__main__':
