@@ -89,7 +89,10 @@ def pipeline(source: str, repeats: int) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     bpe, _ = _bpe(source, folder)
     text = pathlib.Path(folder, 'text.txt')
-    text.write_text('\n'.join(_texts(source)), 'utf-8')
+    lines = _texts(source)
+    # A document every fifty lines.
+    documents = ['\n'.join(lines[i : i + 50]) for i in range(0, len(lines), 50)]
+    text.write_text('\n\n'.join(documents), 'utf-8')
     start = time.perf_counter()
     corpus = tokenization.tokenize_corpus(
       text, bpe, pathlib.Path(folder, 'tokens')
