@@ -27,6 +27,14 @@ def has(*names: str) -> bool:
   return all(importlib.util.find_spec(name) for name in names)
 
 
+def use_threads() -> None:
+  """Lets torch, if it is there, use the processors that this process may."""
+  if has('torch'):
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
 def alternate(
   calls: Mapping[str, Callable[[], Any]], repeats: int
 ) -> tuple[Times, Times, dict[str, Any]]:

@@ -29,10 +29,10 @@ The peer needs `pip install torch`; without it ours is measured alone.
 import functools
 import gc
 import json
-import os
 import statistics
 import sys
 
+import _product_keys_torch
 import _side_by_side
 from absl import app, flags
 
@@ -202,122 +202,6 @@ def _feed_forward():
   )
 
 
-class _Torch:
-  """The same of torch: a module, parameters with rows, and the others."""
-
-  def __init__(self, module, x, cotangent, rows=()):
-    import torch
-
-    self.module, self.x, self.cotangent = module, x, cotangent
-    rows = list(rows)
-    names = {id(p) for p in rows}
-    others = [p for p in module.parameters() if id(p) not in names]
-    self.optimizers = [torch.optim.Adam(others, lr=1e-3, foreach=True)]
-    if rows:
-      self.optimizers.append(torch.optim.SparseAdam(rows, lr=1e-3))
-
-  def forward(self):
-    """Output of a batch, without what a backward pass needs."""
-    import torch
-
-    def call():
-      with torch.no_grad():
-        self.module(self.x)
-
-    return call
-
-  def _backward(self):
-    for optimizer in self.optimizers:
-      optimizer.zero_grad(set_to_none=True)
-    (self.module(self.x) * self.cotangent).sum().backward()
-
-  def backward(self):
-    """Output and gradients; those of the table are rows, not summed."""
-    return self._backward
-
-  def optimizer(self):
-    """From gradients to new parameters."""
-    self._backward()
-
-    def call():
-      for optimizer in self.optimizers:
-        optimizer.step()
-
-    return call
-
-  def step(self):
-    """All of it."""
-
-    def call():
-      self._backward()
-      for optimizer in self.optimizers:
-        optimizer.step()
-
-    return call
-
-
-def _torch_memory(n_keys, params, values, x, cotangent):
-  """The paper's layer from its formulas, with our weights.
-
-  q = BN(W x + b); the k best of each half; the k best of their k^2 sums;
-  softmax; sum over heads and reads.
-  """
-  import numpy as np
-  import torch
-  from torch import nn
-  from torch.nn import functional
-
-  def tensor(array):
-    return torch.tensor(np.array(array))
-
-  class Memory(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.query = nn.Linear(_WIDTH, _HEADS * _QUERY)
-      self.norm = nn.BatchNorm1d(_HEADS * _QUERY)
-      self.keys = nn.Parameter(tensor(params['keys']))
-      self.values = nn.EmbeddingBag(n_keys**2, _WIDTH, mode='sum', sparse=True)
-      with torch.no_grad():
-        (dense,) = [v for k, v in params['query'].items() if 'kernel' in v]
-        self.query.weight.copy_(tensor(dense['kernel']).T)
-        self.query.bias.copy_(tensor(dense['bias']))
-        self.values.weight.copy_(tensor(values))
-
-    def forward(self, x):
-      tokens = x.shape[0]
-      q = self.norm(self.query(x)).view(tokens, _HEADS, 2, _QUERY // 2)
-      best = []
-      for half in range(2):
-        scores = torch.einsum('thd,hnd->thn', q[:, :, half], self.keys[:, half])
-        best.append(scores.topk(_KNN, dim=-1))
-      (s0, i0), (s1, i1) = best
-      sums = (s0[..., :, None] + s1[..., None, :]).flatten(-2)
-      ids = (i0[..., :, None] * n_keys + i1[..., None, :]).flatten(-2)
-      scores, place = sums.topk(_KNN, dim=-1)
-      ids = ids.gather(-1, place)
-      weights = functional.softmax(scores.float(), dim=-1)
-      ids, weights = ids.view(tokens, -1), weights.view(tokens, -1)
-      return self.values(ids, per_sample_weights=weights)
-
-  module = Memory().train()
-  return _Torch(
-    module, tensor(x), tensor(cotangent), module.values.parameters()
-  )
-
-
-def _torch_feed_forward(x, cotangent):
-  import numpy as np
-  import torch
-  from torch import nn
-
-  module = nn.Sequential(
-    nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH)
-  )
-  return _Torch(
-    module, torch.tensor(np.array(x)), torch.tensor(np.array(cotangent))
-  )
-
-
 def _batch(tokens):
   import jax
   import jax.numpy as jnp
@@ -328,18 +212,11 @@ def _batch(tokens):
   return jax.device_put(jnp.float32(x)), jax.device_put(jnp.float32(cotangent))
 
 
-def _threads():
-  if _side_by_side.has('torch'):
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-
-
 def _layer():
   import jax
   import numpy as np
 
-  _threads()
+  _side_by_side.use_threads()
   result = {}
   for n_keys in map(int, _N_KEYS.value):
     for tokens in map(int, _TOKENS.value):
@@ -352,7 +229,9 @@ def _layer():
 
         params = jax.device_get(ours.params['params'])
         values = jax.device_get(ours.params['memory']['values'])
-        peers['torch'] = _torch_memory(n_keys, params, values, x, cotangent)
+        peers['torch'] = _product_keys_torch.memory(
+          (n_keys, _WIDTH, _HEADS, _KNN, _QUERY), params, values, x, cotangent
+        )
         with torch.no_grad():
           expected = peers['torch'].module(peers['torch'].x).numpy()
         y = np.asarray(ours.forward()()[0])
@@ -371,7 +250,7 @@ def _layer():
 
 
 def _ffn():
-  _threads()
+  _side_by_side.use_threads()
   result = {}
   for tokens in map(int, _TOKENS.value):
     x, cotangent = _batch(tokens)
@@ -388,7 +267,7 @@ def _ffn():
 
     peers = {'jaxpapers': _Ours(Layer(), x, cotangent, '', sparse=False)}
     if _side_by_side.has('torch'):
-      peers['torch'] = _torch_feed_forward(x, cotangent)
+      peers['torch'] = _product_keys_torch.feed_forward(x, cotangent)
     result[f't{tokens}'] = {
       kind: _compare({name: getattr(p, kind)() for name, p in peers.items()})
       for kind in _KINDS.value

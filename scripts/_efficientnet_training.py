@@ -406,7 +406,7 @@ def fit(
 
 def _write_network(workdir, problem, splits):
   """What an evaluation needs to know besides the config."""
-  _write_text(
+  shared_data.write_file(
     workdir / NETWORK,
     json.dumps(
       {
@@ -419,12 +419,6 @@ def _write_network(workdir, problem, splits):
     )
     + '\n',
   )
-
-
-def _write_text(path, text):
-  temporary = path.parent / f'{path.name}.partial'
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 def _report(run, config):

@@ -1,7 +1,6 @@
 """What the recommendation programs share: data by flags, whole files."""
 
 import ast
-import json
 import os
 import pathlib
 import zlib
@@ -10,7 +9,6 @@ from typing import Any
 import _command_line
 import numpy as np
 from absl import flags
-from etils import epath
 
 from jaxpapers import recsys
 from jaxpapers.recsys import evaluation, methods, readers, splits, studies
@@ -361,34 +359,3 @@ def print_repairs(problem: Problem) -> None:
     ]
     if counts:
       print(f'{path}: {"; ".join(counts)}.')
-
-
-def write_json(path: Any, content: Any) -> None:
-  """Writes JSON; NaN as null."""
-  write(path, json.dumps(_plain(content), indent=2) + '\n')
-
-
-def _plain(value):
-  if isinstance(value, dict):
-    return {str(k): _plain(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(v) for v in value]
-  if isinstance(value, np.ndarray):
-    return _plain(value.tolist())
-  if isinstance(value, np.generic):
-    return _plain(value.item())
-  if isinstance(value, float) and not np.isfinite(value):
-    return None
-  return value
-
-
-def write(path: Any, content: str | bytes) -> None:
-  """Writes a file, which appears only when it is complete."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.partial'
-  if isinstance(content, bytes):
-    temporary.write_bytes(content)
-  else:
-    temporary.write_text(content)
-  temporary.replace(path)

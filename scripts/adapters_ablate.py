@@ -20,10 +20,10 @@ Into the folder go removal.png, removal.csv and removal.json.
 import json
 
 import _adapters_evaluation
-import _adapters_results
 import _adapters_tasks
 import _adapters_training
 import _command_line
+import _results
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -78,7 +78,7 @@ def main() -> None:
   if majority is not None:
     without += f'; most frequent class {majority:.4f}'
   print(without)
-  _adapters_results.write_json(
+  _results.write_json(
     folder / 'removal.json',
     {
       'split': _SPLIT.value,
@@ -93,9 +93,9 @@ def main() -> None:
     for i in range(layers)
     for j in range(i, layers)
   ]
-  _adapters_results.write_csv(folder / 'removal.csv', rows)
+  _results.write_csv(folder / 'removal.csv', rows)
   title = f'{config.task}: {name} {100 * full[0, 0]:.1f} % with all adapters'
-  _adapters_results.save_figure(
+  _results.save_figure(
     folder / 'removal.png', figures.removal_map(changes, title)
   )
   print(f'removal.png, removal.csv and removal.json are in {folder}.')

@@ -38,6 +38,7 @@ import _adapters_results
 import _adapters_tasks
 import _adapters_training
 import _command_line
+import _results
 import _training_command_line
 import ml_collections
 from absl import flags
@@ -71,13 +72,13 @@ def main() -> int:
     trained, config, problem, folder=run.workdir
   )
   if run.first:
-    _adapters_results.show(rows)
+    _results.show(rows)
     for split in problem.measured:
       share = problem.majority(split)
       if share is not None:
         print(f'The most frequent class: {split} accuracy {share:.4f}.')
     _adapters_results.save_tasks(run.workdir, config, problem, trained, rows)
-    _adapters_results.write_json(run.workdir / 'results.json', rows)
+    _results.write_json(run.workdir / 'results.json', rows)
     print(f'Parameters of each seed are in {run.workdir}.')
   return 0
 

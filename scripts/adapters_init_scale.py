@@ -24,10 +24,10 @@ import itertools
 from typing import Any
 
 import _adapters_evaluation
-import _adapters_results
 import _adapters_tasks
 import _adapters_training
 import _command_line
+import _results
 import _training_command_line
 import ml_collections
 import numpy as np
@@ -118,14 +118,14 @@ def main() -> int:
       scores.reshape(len(config.scales), len(config.seeds)),
     )
   if run.first:
-    _adapters_results.show(rows)
-    _adapters_results.write_csv(run.workdir / 'scales.csv', rows)
+    _results.show(rows)
+    _results.write_csv(run.workdir / 'scales.csv', rows)
     label = {
       'init_std': 'standard deviation of the initialisation',
       'learning_rate': 'learning rate',
     }[config.vary]
     figure = figures.scale_curves(curves, label)
-    _adapters_results.save_figure(run.workdir / 'scales.png', figure)
+    _results.save_figure(run.workdir / 'scales.png', figure)
     print(f'scales.png and scales.csv are in {run.workdir}.')
   return 0
 

@@ -25,10 +25,10 @@ the score minus that of full fine-tuning), TASK.png, selected.csv, trials.csv.
 import functools
 
 import _adapters_evaluation
-import _adapters_results
 import _adapters_tasks
 import _adapters_training
 import _command_line
+import _results
 import _training_command_line
 import ml_collections
 import numpy as np
@@ -117,7 +117,7 @@ def summary(rows, problem) -> dict:
 
 def write(folder, trials) -> None:
   """Tables and figures of a study."""
-  _adapters_results.write_csv(
+  _results.write_csv(
     folder / 'trials.csv',
     [
       {**t.params, 'status': t.status, 'value': t.value, **t.results}
@@ -150,8 +150,8 @@ def write(folder, trials) -> None:
       group['size']
     ] = best.mean
     counts[key] = results['trained']
-  _adapters_results.show(rows)
-  _adapters_results.write_csv(folder / 'selected.csv', rows)
+  _results.show(rows)
+  _results.write_csv(folder / 'selected.csv', rows)
   full = {task: s[0] for task, s in scores.get('full', {}).items()}
   curves = {}
   for mode, by_task in scores.items():
@@ -165,9 +165,7 @@ def write(folder, trials) -> None:
       (counts[mode, size], *table[:, i]) for i, size in enumerate(sizes)
     ]
   if curves:
-    _adapters_results.save_figure(
-      folder / 'tradeoff.png', figures.trade_off(curves)
-    )
+    _results.save_figure(folder / 'tradeoff.png', figures.trade_off(curves))
   for task in full:
     of_task = {}
     for row in rows:
@@ -180,7 +178,7 @@ def write(folder, trials) -> None:
             row['test'] + row['sem'],
           )
         )
-    _adapters_results.save_figure(
+    _results.save_figure(
       folder / f'{task}.png', figures.trade_off(of_task, f'{task}: test score')
     )
   print(f'Tables and figures are in {folder}.')

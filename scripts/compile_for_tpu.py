@@ -28,6 +28,7 @@ import _training_command_line
 from absl import flags
 from etils import epath
 
+from jaxpapers import data
 from jaxpapers.training import aot
 
 _SCRIPT = flags.DEFINE_string(
@@ -55,10 +56,7 @@ def main() -> None:
     (_HLO.value, report.compiled.as_text()),
   ):
     if path:
-      path = epath.Path(path)
-      temporary = path.parent / f'{path.name}.partial'
-      temporary.write_text(text)
-      temporary.replace(path)
+      data.write_file(epath.Path(path), text)
 
 
 def _scripts() -> list[str]:

@@ -22,6 +22,7 @@ import json
 
 import _command_line
 import _efficientnet_training
+import _results
 import _training_command_line
 import jax
 import ml_collections
@@ -220,10 +221,7 @@ def _show(weights, problem, numbers):
     f' {numbers["cross_entropy"]:.4f} ({numbers["images"]} images{left_out}).'
   )
   if _JSON.value and jax.process_index() == 0:
-    path = epath.Path(_JSON.value).expanduser()
-    temporary = path.parent / f'{path.name}.partial'
-    temporary.write_text(json.dumps(numbers, indent=2) + '\n')
-    temporary.replace(path)
+    _results.write_json(epath.Path(_JSON.value).expanduser(), numbers)
 
 
 if __name__ == '__main__':

@@ -43,6 +43,7 @@ import json
 
 import _command_line
 import _efficientnet_studies
+import _results
 import _training_command_line
 import numpy as np
 from absl import flags
@@ -129,7 +130,7 @@ def main() -> int:
   """Runs what is left, and draws what there is."""
   if _TABLE.value:
     rows = scaling_tables.TABLES[_TABLE.value]()
-    _efficientnet_studies.show([row.row() for row in rows])
+    _results.show([row.row() for row in rows])
     return 0
   config = _training_command_line.read_config()
   try:
@@ -214,8 +215,8 @@ def write(folder, config, networks, unique, trials) -> None:
   ]
   if config.experiment == 'grid':
     table.sort(key=lambda line: (-line['accuracy'], line['macs']))
-  _efficientnet_studies.show(table)
-  _efficientnet_studies.write_csv(folder / 'results.csv', table)
+  _results.show(table)
+  _results.write_csv(folder / 'results.csv', table)
   if config.experiment == 'study':
     figure = figures.study(rows)
   else:
@@ -234,7 +235,7 @@ def write(folder, config, networks, unique, trials) -> None:
       )
     figure = figures.grid(lines)
   name = f'{config.experiment}.png'
-  _efficientnet_studies.save_figure(folder / name, figure)
+  _results.save_figure(folder / name, figure)
   print(f'results.csv and {name} are in {folder}.')
 
 

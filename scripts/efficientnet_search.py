@@ -42,6 +42,7 @@ import functools
 
 import _command_line
 import _efficientnet_studies
+import _results
 import _training_command_line
 import jax
 from absl import flags
@@ -194,8 +195,8 @@ def write(folder, config, space, results) -> None:
     search = {'algorithm': algorithm, 'seed': seed}
     rows += [search | as_row(space, trial) for trial in result.trials]
     fronts += [search | as_row(space, t) for t in result.pareto_front()]
-  _efficientnet_studies.write_csv(folder / 'trials.csv', rows)
-  _efficientnet_studies.write_csv(folder / 'front.csv', fronts)
+  _results.write_csv(folder / 'trials.csv', rows)
+  _results.write_csv(folder / 'front.csv', fronts)
   summary = [
     {
       'algorithm': algorithm,
@@ -207,9 +208,9 @@ def write(folder, config, space, results) -> None:
     }
     for (algorithm, seed), result in results.items()
   ]
-  _efficientnet_studies.show(summary)
+  _results.show(summary)
   best = max(results.values(), key=lambda result: result.best.score).best
-  _efficientnet_studies.write_json(
+  _results.write_json(
     folder / 'best.json',
     best.to_json() | {'blocks': describe(space, best.tokens)},
   )
@@ -218,7 +219,7 @@ def write(folder, config, space, results) -> None:
     one.setdefault(algorithm, result)
     many.setdefault(algorithm, []).append(result)
   target = config.objective.target
-  save = _efficientnet_studies.save_figure
+  save = _results.save_figure
   save(folder / 'front.png', figures.search_front(one, target))
   save(folder / 'costs.png', figures.cost_histogram(one, target))
   if len({len(r.trials) for r in results.values()}) == 1:
@@ -262,8 +263,8 @@ def retrain(run, config, space, splits, recipe, results) -> None:
     jax.clear_caches()  # Each network is a program of its own.
     accuracy = alone(trial.tokens)
     rows.append(as_row(space, trial) | {'test_accuracy': accuracy})
-  _efficientnet_studies.show(rows)
-  _efficientnet_studies.write_csv(run.workdir / 'retrained.csv', rows)
+  _results.show(rows)
+  _results.write_csv(run.workdir / 'retrained.csv', rows)
 
 
 if __name__ == '__main__':

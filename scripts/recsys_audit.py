@@ -22,6 +22,7 @@ import dataclasses
 
 import _command_line
 import _recsys_data
+import _results
 from absl import flags
 from etils import epath
 
@@ -94,7 +95,7 @@ def main() -> int:
     if ties is not None:
       content['ties'] = dataclasses.asdict(ties)
     path = epath.Path(_SAVE_DIR.value) / 'audit.json'
-    _recsys_data.write_json(path, content)
+    _results.write_json(path, content)
   return 1 if report.flags else 0
 
 

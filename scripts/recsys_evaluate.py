@@ -24,11 +24,13 @@ import time
 
 import _command_line
 import _recsys_data
+import _results
 import numpy as np
 from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
+from jaxpapers.data import files
 from jaxpapers.recsys import methods, published, ranking, reproduction
 
 _METHOD = flags.DEFINE_string(
@@ -148,7 +150,7 @@ def _show(name, parameters, result, means, seconds):
 
 
 def _save(folder, name, parameters, result, means, seconds):
-  _recsys_data.write_json(
+  _results.write_json(
     folder / 'evaluation.json',
     {
       'method': name,
@@ -163,7 +165,7 @@ def _save(folder, name, parameters, result, means, seconds):
   np.savez_compressed(
     content, users=result.users, cutoffs=result.cutoffs, **result.per_user
   )
-  _recsys_data.write(folder / 'per_user.npz', content.getvalue())
+  files.write_file(folder / 'per_user.npz', content.getvalue())
   print(f'evaluation.json and per_user.npz are in {folder}.')
 
 

@@ -26,6 +26,7 @@ from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
+from jaxpapers.data import files
 from jaxpapers.recsys import methods, readers
 
 _INTERACTIONS = flags.DEFINE_string(
@@ -87,7 +88,7 @@ def main() -> int:
   if not _SAVE.value:
     print(text.getvalue(), end='')
     return 0
-  _recsys_data.write(_SAVE.value, text.getvalue())
+  files.write_file(_SAVE.value, text.getvalue())
   short = int((lists.items[:, -1] < 0).sum())
   print(
     f'{_SAVE.value}: {len(users)} users'

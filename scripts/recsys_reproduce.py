@@ -24,11 +24,13 @@ import json
 
 import _command_line
 import _recsys_data
+import _results
 import numpy as np
 from absl import flags
 from etils import epath
 
 from jaxpapers import recsys
+from jaxpapers.data import files
 from jaxpapers.recsys import (
   methods,
   ranking,
@@ -103,11 +105,11 @@ def main() -> int:
         flush=True,
       )
     table = report.text(study, rows)
-    _recsys_data.write(folder / f'{study.name}.txt', table)
-    _recsys_data.write(folder / f'{study.name}.csv', report.to_csv(study, rows))
+    files.write_file(folder / f'{study.name}.txt', table)
+    files.write_file(folder / f'{study.name}.csv', report.to_csv(study, rows))
     print('\n' + table)
     sections.append((study, rows, _tests(study, rows, vectors)))
-    _recsys_data.write(folder / 'index.html', report.page(sections))
+    files.write_file(folder / 'index.html', report.page(sections))
   counts = [report.state(row) for _, rows, _ in sections for row in rows]
   print(
     f'{counts.count("agrees")} rows agree with the paper,'
@@ -174,14 +176,12 @@ def _row(study, data, method, folder):
     row, vector = _compute(study, data, method, folder)
   except search.FAILURES as error:
     row = reproduction.failed_row(method, _HPARAMS.value, error)
-    _recsys_data.write_json(file, dataclasses.asdict(row))
+    _results.write_json(file, dataclasses.asdict(row))
     return row, None
   content = io.BytesIO()
   np.save(content, vector)
-  _recsys_data.write(users, content.getvalue())
-  _recsys_data.write_json(
-    file, {**dataclasses.asdict(row), 'settings': settings}
-  )
+  files.write_file(users, content.getvalue())
+  _results.write_json(file, {**dataclasses.asdict(row), 'settings': settings})
   return row, vector
 
 

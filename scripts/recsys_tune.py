@@ -23,6 +23,7 @@ import json
 
 import _command_line
 import _recsys_data
+import _results
 from absl import flags
 from etils import epath
 
@@ -140,7 +141,7 @@ def main() -> int:
         raise _recsys_data.usage(error) from error
       content[name]['test'] = result.means()
       print(f'{name}: test {metric}@{cutoff} {result.mean(metric, cutoff):.4f}')
-    _recsys_data.write_json(folder / 'tuned.json', content)
+    _results.write_json(folder / 'tuned.json', content)
   print(f'tuned.json is in {folder}.')
   return 0
 
