@@ -74,7 +74,7 @@ def study_folder() -> pathlib.Path:
   root = os.environ.get('JAXPAPERS_DATA')
   if not root:
     raise _command_line.UsageError(
-      '--study needs --data_dir or $JAXPAPERS_DATA: the folder of its files'
+      'a study needs --data_dir or $JAXPAPERS_DATA: the folder of its files'
     )
   return pathlib.Path(root).expanduser() / 'recsys'
 
