@@ -9,6 +9,7 @@ complete at the end.
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 
 FAILED = 'failed'
 _POINT = 'point'
+# Seconds that a machine waits for another one to write down what it runs.
+_PATIENCE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +128,10 @@ def run_sweep(
   if retry:
     for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
       study.tell(trial.number, state=state.FAIL)
-  while True:
-    left = set(range(len(points)))
-    for trial in study.get_trials(deepcopy=False):
-      point = trial.user_attrs.get(_POINT)
-      done = trial.state in (state.COMPLETE, state.FAIL) and (
-        trial.user_attrs.get('status') is not None
-      )
-      if done or (trial.state == state.RUNNING and point is not None):
-        left.discard(point)
-    if not left:
-      break
+  while _points_left(study, len(points)):
     trial = study.ask()
-    # The first len(points) numbers are the grid; later ones fill its holes.
-    point = trial.number
-    if point >= len(points):
-      point = min(left)
-    elif point not in left:
+    point = _claim(study, trial.number, len(points))
+    if point is None:
       study.tell(trial, state=state.FAIL)
       continue
     trial.set_user_attr(_POINT, point)
@@ -162,6 +152,68 @@ def run_sweep(
       text = ', '.join(f'{k}={v}' for k, v in described[point].items())
       say(f'{text}: {value:.4f}' if good else f'{text}: {FAILED}')
   return read_sweep(points, study)
+
+
+def _points_left(study: Any, points: int, own: int | None = None) -> set[int]:
+  """Points that are neither finished nor being run by somebody else.
+
+  Args:
+    study: A study of optuna.
+    points: Points of the grid.
+    own: Number of a trial that is not counted.
+
+  Returns:
+    The points.
+  """
+  from optuna.trial import TrialState
+
+  left = set(range(points))
+  for trial in study.get_trials(deepcopy=False):
+    if trial.number == own:
+      continue
+    point = trial.user_attrs.get(_POINT)
+    if trial.state == TrialState.RUNNING:
+      # A trial that has just been asked for has not yet written down its
+      # point: it is its number.
+      if point is None and trial.number < points:
+        point = trial.number
+      left.discard(point)
+    elif trial.user_attrs.get('status') is not None:
+      left.discard(point)
+  return left
+
+
+def _claim(study: Any, number: int, points: int) -> int | None:
+  """The point that a trial may run, None if there is none for it.
+
+  The first `points` numbers are the grid; later ones fill its holes, in the
+  order of their numbers: each waits for those before it to say what they took.
+
+  Args:
+    study: A study of optuna.
+    number: Number of the trial, which is running.
+    points: Points of the grid.
+
+  Returns:
+    The point.
+  """
+  from optuna.trial import TrialState
+
+  if number < points:
+    return number if number in _points_left(study, points, number) else None
+  deadline = time.monotonic() + _PATIENCE
+  while time.monotonic() < deadline:
+    undecided = any(
+      trial.number >= points and _POINT not in trial.user_attrs
+      for trial in study.get_trials(
+        deepcopy=False, states=(TrialState.RUNNING,)
+      )
+      if trial.number < number
+    )
+    if not undecided:
+      break
+    time.sleep(0.02)
+  return min(_points_left(study, points, number), default=None)
 
 
 def read_sweep(points: Sequence[Mapping[str, Any]], study: Any) -> list[Trial]:

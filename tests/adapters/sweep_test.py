@@ -74,6 +74,36 @@ class SweepTest(parameterized.TestCase):
     trials = sweep.run_sweep(counted, points, storage=storage)
     self.assertEqual([t.value for t in trials], list(range(12)))
 
+  def test_a_machine_that_is_slow_to_begin(self):
+    # It has its number, and has not yet written down which point that is.
+    storage = f'sqlite:///{self.folder}/sweep.db'
+    points = sweep.grid_points({'size': (1, 2, 3)})
+    optuna = sweep._optuna()
+    study = optuna.create_study(
+      storage=storage, study_name='adapters', direction='maximize'
+    )
+    study.ask()
+    fine = lambda point: {'value': 1.0, 'test': []}  # noqa: E731
+    trials = sweep.run_sweep(fine, points, storage=storage)
+    self.assertEqual([t.params['size'] for t in trials], [2, 3])
+    trials = sweep.run_sweep(fine, points, storage=storage, retry=True)
+    self.assertEqual([t.params['size'] for t in trials], [1, 2, 3])
+
+  def test_holes_are_filled_once(self):
+    storage = f'sqlite:///{self.folder}/sweep.db'
+    optuna = sweep._optuna()
+    study = optuna.create_study(
+      storage=storage, study_name='adapters', direction='maximize'
+    )
+    for _ in range(2):
+      study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    first, second = study.ask(), study.ask()
+    self.assertEqual(sweep._claim(study, first.number, 2), 0)
+    first.set_user_attr('point', 0)
+    self.assertEqual(sweep._claim(study, second.number, 2), 1)
+    second.set_user_attr('point', 1)
+    self.assertIsNone(sweep._claim(study, study.ask().number, 2))
+
   def test_a_machine_that_died(self):
     storage = str(self.folder / 'sweep.journal')
     points = sweep.grid_points({'size': (1, 2, 3)})
