@@ -15,6 +15,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import efficientnet, layca, product_keys
+from jaxpapers.recsys import tf1_optimizers
 from jaxpapers.training import optimizers
 from tests.helpers import broken_transforms, devices, optax_contract
 
@@ -97,6 +98,9 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
       learning_rate,
       is_value=lambda path: path[-1] == 'kernel',
     )
+  ),
+  'recsys_rmsprop_tf1': functools.partial(
+    tf1_optimizers.rmsprop_tf1, momentum=0.9, clip_per_tensor=5.0, lazy=True
   ),
   'optax_sgd_momentum': functools.partial(optax.sgd, momentum=0.875),
   'optax_adam': optax.adam,

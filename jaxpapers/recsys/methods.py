@@ -57,6 +57,8 @@ class Method:
     iterative: Whether it takes a monitor; `epochs` then comes from early
       stopping.
     family: 'baseline' or 'neural'.
+    scores_new_users: Whether a model scores users whom training has not seen,
+      by their known items: needed where users are held out.
   """
 
   name: str
@@ -67,6 +69,7 @@ class Method:
   random: bool = False
   iterative: bool = False
   family: str = 'baseline'
+  scores_new_users: bool = True
 
 
 METHODS: dict[str, Method] = {}
@@ -223,6 +226,7 @@ def _register_all():
           space,
           {'similarity': similarity},
           needs_features=features,
+          scores_new_users=kind != 'UserKNN CF',
         )
       )
   walk = {'top_k': _TOP_K, 'alpha': _uniform(0, 2), 'normalize': _FLAG}
@@ -273,6 +277,7 @@ def _register_all():
       {'epochs': 1500},
       random=True,
       iterative=True,
+      scores_new_users=False,
     )
   )
   funk = {
@@ -294,12 +299,22 @@ def _register_all():
       del space['batch_size']
     register(
       Method(
-        name, function, space, {'epochs': 500}, random=True, iterative=True
+        name,
+        function,
+        space,
+        {'epochs': 500},
+        random=True,
+        iterative=True,
+        scores_new_users=False,
       )
     )
   register(
     Method(
-      'PureSVD', factors.pure_svd, {'factors': _integer(1, 350)}, random=True
+      'PureSVD',
+      factors.pure_svd,
+      {'factors': _integer(1, 350)},
+      random=True,
+      scores_new_users=False,
     )
   )
   register(
@@ -313,6 +328,7 @@ def _register_all():
         'loss': _choice('frobenius', 'kullback-leibler'),
       },
       random=True,
+      scores_new_users=False,
     )
   )
   register(
@@ -329,6 +345,7 @@ def _register_all():
       {'epochs': 500},
       random=True,
       iterative=True,
+      scores_new_users=False,
     )
   )
 

@@ -114,16 +114,10 @@ def rows_of(study: Study, data: Data) -> tuple[str, ...]:
       continue
     if method.needs_features and data.features is None:
       continue
-    if data.profiles is not None and not _scores_new_users(method):
+    if data.profiles is not None and not method.scores_new_users:
       continue
     names.append(method.name)
   return tuple(names)
-
-
-def _scores_new_users(method):
-  return not method.name.startswith(
-    ('UserKNN', 'MF', 'iALS', 'NMF', 'PureSVD', 'AsySVD')
-  )
 
 
 def check_method(method: str, data: Data) -> None:
@@ -135,7 +129,7 @@ def check_method(method: str, data: Data) -> None:
     ValueError: Test users are new, and the method has none but its own.
   """
   found = methods.find(method)
-  if data.profiles is not None and not _scores_new_users(found):
+  if data.profiles is not None and not found.scores_new_users:
     raise ValueError(
       f'{found.name} has no scores for users whom training has not seen. Take'
       ' a method of items, or fold_in for factors.'

@@ -1,6 +1,6 @@
 """Optimizers and schedules of TensorFlow 1, which the networks rest on."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ def rmsprop_tf1(
   clip_per_tensor: Any = None,
   *,
   eps: float = 1e-10,
-  lazy: Callable[[tuple], bool] | None = None,
+  lazy: bool | Collection[str] = False,
 ) -> optax.GradientTransformationExtraArgs:
   """RMSProp of TensorFlow 1.
 
@@ -52,8 +52,8 @@ def rmsprop_tf1(
     clip_per_tensor: Scale the gradient of each parameter by itself to this norm
       where it is longer; None to leave it.
     eps: What is added to the mean square.
-    lazy: Maps the path of a parameter (of `tree_map_with_path`) to whether it
-      is a table whose rows rest unless they are touched. None for no tables.
+    lazy: Which parameters are tables whose rows rest unless they are touched:
+      names in their paths, such as ('user_embedding',); True for all.
 
   Returns:
     The transform. Its update takes `touched`, a tree like the gradients of bool
@@ -93,7 +93,7 @@ def rmsprop_tf1(
       new_s = decay * s + (1 - decay) * g**2
       new_m = momentum * m + rate * g / jnp.sqrt(new_s + eps)
       step = -new_m
-      if lazy is not None and lazy(path):
+      if _named(lazy, path):
         axes = tuple(range(1, g.ndim))
         rows = (g != 0).any(axes) if rows is None else jnp.asarray(rows)
         keep = rows.reshape(rows.shape + (1,) * len(axes))
@@ -111,6 +111,13 @@ def rmsprop_tf1(
     return step, RmspropState(count, mean_square, velocity)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _named(names, path):
+  if isinstance(names, bool):
+    return names
+  parts = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+  return any(name in parts for name in names)
 
 
 def linear_to(cap: float, steps: int) -> optax.Schedule:

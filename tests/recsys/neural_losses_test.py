@@ -41,9 +41,7 @@ class RmspropTest(parameterized.TestCase):
       np.testing.assert_allclose(a, b, rtol=1e-6)
 
   def test_untouched_rows_rest(self):
-    tx = tf1_optimizers.rmsprop_tf1(
-      0.01, momentum=0.8, lazy=lambda path: path[-1].key == 'table'
-    )
+    tx = tf1_optimizers.rmsprop_tf1(0.01, momentum=0.8, lazy=('table',))
     params = {'table': jnp.ones((3, 2)), 'w': jnp.ones((3, 2))}
     gradients = [np.zeros((3, 2)), np.zeros((3, 2))]
     gradients[0][0] = gradients[1][2] = 1.0
@@ -60,7 +58,7 @@ class RmspropTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.mean_square['table'][1], 1)
 
   def test_touched_rows_with_zero_gradient(self):
-    tx = tf1_optimizers.rmsprop_tf1(0.01, momentum=0.8, lazy=lambda path: True)
+    tx = tf1_optimizers.rmsprop_tf1(0.01, momentum=0.8, lazy=True)
     table = jnp.zeros((2, 2))
     state = tx.init(table)
     touched = jnp.array([True, False])
