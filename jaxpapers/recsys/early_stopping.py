@@ -15,6 +15,7 @@ class EarlyStopping:
   last fit, on training and validation data, is made with.
 
   Attributes:
+    every: Epochs between looks; a fit need not call it in between.
     best: The best model so far, None before the first look.
     best_epoch: Its epoch.
     best_value: Its metric.
@@ -49,7 +50,7 @@ class EarlyStopping:
       )
     self._data = train, validation
     self._metric, self._cutoff = metric, cutoff
-    self._every, self._patience = every, patience
+    self.every, self._patience = every, patience
     self._options = options
     self.best: Any = None
     self.best_epoch = 0
@@ -59,7 +60,7 @@ class EarlyStopping:
 
   def __call__(self, epoch: int, model: Any) -> bool:
     """Looks if it is time to; returns whether the fit should end."""
-    if epoch % self._every:
+    if epoch % self.every:
       return False
     result = evaluation.evaluate_model(
       model,
