@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpapers.recsys import data as data_lib
 from jaxpapers.recsys import metrics as metrics_lib
-from jaxpapers.recsys import ranking
+from jaxpapers.recsys import models, ranking
 from jaxpapers.recsys.beyond_accuracy import beyond_accuracy
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.ranking import Lists
@@ -233,6 +233,8 @@ def _ranked(
   if candidates is not None:
     rows = data_lib.union(candidates.binary(), test.binary())
     width = max(int(rows.user_counts()[users].max(initial=1)), 1)
+    if models.scores_pairs(model):
+      model = _only_candidates(model, train, rows, width)
   for part, scores in ranking.score_blocks(
     model, train, users, exclude_seen, ignore_items, block, host=True
   ):
@@ -272,6 +274,23 @@ def _ranked(
     # Their test items cannot but come first.
     more['users_without_negatives'] = alone
   return metrics_lib.join(results, metrics, len(cutoffs)), lists, more
+
+
+def _only_candidates(model, train, rows, width):
+  """A score function that leaves 0 where nobody looks."""
+
+  def function(users):
+    ids, _ = rows.to_padded(users, width)
+    inside = ids < train.num_items
+    found = models.score_candidates(
+      model, train, users, np.where(inside, ids, 0)
+    )
+    scores = np.zeros((len(users), train.num_items), np.float32)
+    places = np.nonzero(inside)
+    scores[places[0], ids[places]] = np.asarray(found)[places]
+    return scores
+
+  return function
 
 
 def _widen(array, width, fill):

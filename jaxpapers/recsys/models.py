@@ -107,6 +107,34 @@ def score(model: Any, train: Interactions, users: Any) -> np.ndarray:
   )
 
 
+@functools.singledispatch
+def score_candidates(
+  model: Any, train: Interactions, users: Any, items: Any
+) -> np.ndarray:
+  """Scores of some items for each user.
+
+  Models whose score of an item is dear (a network of the pair) register here,
+  and evaluations with negatives then leave all other items out.
+
+  Args:
+    model: What a `fit` returned.
+    train: The profiles to score from.
+    users: Rows of `train`, int `[b]`.
+    items: Items of each, int `[b, c]`.
+
+  Returns:
+    float `[b, c]`.
+  """
+  scores = np.asarray(score(model, train, users))
+  return np.take_along_axis(scores, np.asarray(items), 1)
+
+
+def scores_pairs(model: Any) -> bool:
+  """Whether a model has a way of its own to score some items only."""
+  registered = score_candidates.dispatch(type(model))
+  return registered is not score_candidates.dispatch(object)
+
+
 @score.register
 def _(model: PopularityModel, train: Interactions, users: Any) -> np.ndarray:
   del train
