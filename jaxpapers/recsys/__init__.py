@@ -6,6 +6,12 @@ from jaxpapers.recsys.audit import (
   audit_split,
   audit_ties,
 )
+from jaxpapers.recsys.autoencoders import (
+  MultDAE,
+  MultVAE,
+  mult_dae,
+  mult_vae,
+)
 from jaxpapers.recsys.beyond_accuracy import (
   beyond_accuracy,
   intra_list_diversity,
@@ -48,6 +54,7 @@ from jaxpapers.recsys.neighbours import (
   item_knn,
   user_knn,
 )
+from jaxpapers.recsys.neural_losses import bce, bpr_loss, multinomial_elbo
 from jaxpapers.recsys.popularity import describe, popularity_statistics
 from jaxpapers.recsys.ranking import (
   Lists,
@@ -87,6 +94,7 @@ from jaxpapers.recsys.splits import (
   split_strong_generalization,
   split_user_fraction,
 )
+from jaxpapers.recsys.tf1_optimizers import linear_to, rmsprop_tf1
 from jaxpapers.recsys.weighting import bm25, tf_idf
 
 __all__ = [
@@ -99,6 +107,8 @@ __all__ = [
   'ItemModel',
   'Lists',
   'Method',
+  'MultDAE',
+  'MultVAE',
   'PopularityModel',
   'RandomModel',
   'Range',
@@ -110,8 +120,10 @@ __all__ = [
   'asy_svd',
   'audit_split',
   'audit_ties',
+  'bce',
   'beyond_accuracy',
   'bm25',
+  'bpr_loss',
   'bpr_mf',
   'check_interactions',
   'compare_all',
@@ -136,7 +148,11 @@ __all__ = [
   'intra_list_diversity',
   'item_knn',
   'item_model_of_factors',
+  'linear_to',
   'load_parts',
+  'mult_dae',
+  'mult_vae',
+  'multinomial_elbo',
   'nmf',
   'overlap',
   'p3_alpha',
@@ -149,6 +165,7 @@ __all__ = [
   'read_interactions',
   'read_ncf_negatives',
   'register',
+  'rmsprop_tf1',
   'rp3_beta',
   'run_search',
   'sample_negatives',
