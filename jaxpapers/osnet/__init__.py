@@ -1,6 +1,21 @@
 """OSNet: omni-scale features for person re-identification."""
 
+from jaxpapers.osnet.architecture_search import (
+  SearchOSNet,
+  architecture_weights,
+  child_config,
+  temperature_at,
+)
+from jaxpapers.osnet.augment import (
+  RandomPatchPool,
+  color_jitter,
+  normalize,
+  random_erase,
+  random_flip,
+  random_translate,
+)
 from jaxpapers.osnet.blocks import MixedOSBlock, OSBlock
+from jaxpapers.osnet.complexity import Complexity, complexity, torchreid_params
 from jaxpapers.osnet.config import (
   CONFIGS,
   OSNetConfig,
@@ -8,17 +23,43 @@ from jaxpapers.osnet.config import (
   scaled,
   scaled_resolution,
 )
+from jaxpapers.osnet.exchange import (
+  from_torch_state_dict,
+  load_torch_checkpoint,
+  save_torch_checkpoint,
+  to_torch_state_dict,
+)
+from jaxpapers.osnet.folding import fold_batch_norm
 from jaxpapers.osnet.layers import (
   AggregationGate,
   InstanceNorm2d,
   LiteConv3x3,
   TorchBatchNorm,
 )
+from jaxpapers.osnet.losses import (
+  attribute_weights,
+  batch_hard_triplet,
+  circle,
+  cross_entropy_label_smoothing,
+  mutual_learning,
+  weighted_bce,
+)
 from jaxpapers.osnet.network import OSNet, OSNetOutput
+from jaxpapers.osnet.optimizers import (
+  cosine_schedule,
+  freeze_base,
+  osnet_finetune,
+  osnet_from_scratch,
+  scale_by_amsgrad_torch,
+  step_schedule,
+)
+from jaxpapers.osnet.samplers import SampledSource, domain_sampler, pk_sampler
+from jaxpapers.osnet.synth import make_benchmark, make_population, render
 
 __all__ = [
   'CONFIGS',
   'AggregationGate',
+  'Complexity',
   'InstanceNorm2d',
   'LiteConv3x3',
   'MixedOSBlock',
@@ -26,8 +67,43 @@ __all__ = [
   'OSNet',
   'OSNetConfig',
   'OSNetOutput',
+  'RandomPatchPool',
+  'SampledSource',
+  'SearchOSNet',
   'TorchBatchNorm',
+  'architecture_weights',
+  'attribute_weights',
+  'batch_hard_triplet',
+  'child_config',
+  'circle',
+  'color_jitter',
+  'complexity',
   'config_for',
+  'cosine_schedule',
+  'cross_entropy_label_smoothing',
+  'domain_sampler',
+  'fold_batch_norm',
+  'freeze_base',
+  'from_torch_state_dict',
+  'load_torch_checkpoint',
+  'make_benchmark',
+  'make_population',
+  'mutual_learning',
+  'normalize',
+  'osnet_finetune',
+  'osnet_from_scratch',
+  'pk_sampler',
+  'random_erase',
+  'random_flip',
+  'random_translate',
+  'render',
+  'save_torch_checkpoint',
+  'scale_by_amsgrad_torch',
   'scaled',
   'scaled_resolution',
+  'step_schedule',
+  'temperature_at',
+  'to_torch_state_dict',
+  'torchreid_params',
+  'weighted_bce',
 ]
