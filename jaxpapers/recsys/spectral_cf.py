@@ -271,6 +271,7 @@ methods.register(
     random=True,
     iterative=True,
     family='neural',
+    scores_new_users=False,
   )
 )
 methods.register(
@@ -282,5 +283,6 @@ methods.register(
     random=True,
     iterative=True,
     family='neural',
+    scores_new_users=False,
   )
 )
