@@ -114,19 +114,29 @@ def rank_metrics(
       f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
       ' of the same network.'
     )
-  labels = _labels(len(qf), len(gf), q_pids, g_pids, q_cams, g_cams)
+  labels = identities.check_labels(
+    len(qf), len(gf), q_pids, g_pids, q_cams, g_cams
+  )
   gf, labels, junk = _without_junk(gf, labels)
   gf = jnp.asarray(gf)
   if metric == 'cosine':  # Once, not in each block.
     gf = metrics.l2_normalize(gf.astype(jnp.promote_types(gf.dtype, 'float32')))
-  place = _placer(mesh, mesh_axis)
-  gf = place(gf, False)
+  mesh_axis, shards = _check_mesh(mesh, mesh_axis)
+  if mesh is not None:
+    gf = jax.device_put(gf, _sharding(mesh))
 
   def rows(chosen):
-    return place(qf[chosen], True), gf, metric
+    return _distances(jnp.asarray(qf[chosen]), gf, metric)
+
+  def count(chosen, matches, removed):
+    queries = [np.asarray(qf[chosen]), matches, removed]
+    if mesh is not None:
+      queries = jax.device_put(queries, _sharding(mesh, mesh_axis))
+    left, *pairs = queries
+    return _count_features(left, gf, *pairs, metric, ties, mesh, mesh_axis)
 
   result = _rank(
-    rows, labels, max_rank, protocol, block, ties, place, key, mesh, mesh_axis
+    count, rows, labels, max_rank, protocol, block, ties, key, shards
   )
   return result._replace(num_junk=junk)
 
@@ -172,15 +182,18 @@ def rank_metrics_from_distance(
     ([0.5833], [2])
   """
   metrics.check_features(dist, 'dist')
-  labels = _labels(*np.shape(dist), q_pids, g_pids, q_cams, g_cams)
+  labels = identities.check_labels(
+    *np.shape(dist), q_pids, g_pids, q_cams, g_cams
+  )
   dist, labels, junk = _without_junk(dist, labels, axis=1)
 
   def rows(chosen):
-    return jnp.asarray(dist[chosen]), None, None
+    return jnp.asarray(dist[chosen])
 
-  result = _rank(
-    rows, labels, max_rank, protocol, block, ties, _placer(None, None), key
-  )
+  def count(chosen, matches, removed):
+    return count_ahead(rows(chosen), matches, removed, ties)
+
+  result = _rank(count, rows, labels, max_rank, protocol, block, ties, key)
   return result._replace(num_junk=junk)
 
 
@@ -209,28 +222,74 @@ def count_ahead(
     [[0, 1]]
   """
   check_ties(ties)
-  at = functools.partial(jnp.take_along_axis, dist, axis=1)
-  threshold = at(jnp.maximum(matches, 0))
-
-  def ahead(other, other_index):
-    """Counts others [Q, n] before each match: [Q, P]."""
-    other, limit = other[:, None, :], threshold[:, :, None]
-    if ties == 'optimistic':
-      before = other < limit
-    elif ties == 'pessimistic':
-      before = other <= limit
-    else:
-      earlier = other_index[:, None, :] < matches[:, :, None]
-      before = (other < limit) | ((other == limit) & earlier)
-    return before & (other_index >= 0)[:, None, :]
-
-  index = jnp.arange(dist.shape[1], dtype=jnp.int32)[None]
-  total = jnp.sum(ahead(dist, index), axis=2, dtype=jnp.int32)
+  # XLA would write the comparisons of all matches to memory on CPUs; one match
+  # after the other stays in the cache. GPUs want them all at once.
+  total = jax.lax.platform_dependent(
+    dist,
+    matches,
+    cpu=functools.partial(_count_in_turn, ties=ties),
+    default=functools.partial(_count_at_once, ties=ties),
+  )
+  limit = _at(dist, matches)
   for special in (removed, matches):
-    counted = ahead(at(jnp.maximum(special, 0)), special)
-    total -= jnp.sum(counted, axis=2, dtype=jnp.int32)
+    before = _ahead(
+      _at(dist, special)[:, None],
+      special[:, None],
+      limit[:, :, None],
+      matches[:, :, None],
+      ties,
+    )
+    there = (special >= 0)[:, None]
+    total -= jnp.sum(before & there, axis=2, dtype=jnp.int32)
   nothing = jnp.iinfo(jnp.int32).max
   return jnp.sort(jnp.where(matches >= 0, total, nothing), axis=1)
+
+
+def _at(dist, index):
+  return jnp.take_along_axis(dist, jnp.maximum(index, 0), axis=1)
+
+
+def _ahead(other, other_index, limit, index, ties):
+  """Whether images come before others, by distance and gallery index."""
+  if ties == 'optimistic':
+    return other < limit
+  if ties == 'pessimistic':
+    return other <= limit
+  return (other < limit) | ((other == limit) & (other_index < index))
+
+
+def _count_in_turn(dist, matches, ties):
+  """Images of the whole gallery before each match, [Q, P]."""
+  index = jnp.arange(dist.shape[1], dtype=jnp.int32)
+
+  def of_query(arguments):
+    row, own = arguments
+
+    def of_match(i, counts):
+      before = _ahead(row, index, row[own[i]], own[i], ties)
+      return counts.at[i].set(jnp.sum(before, dtype=jnp.int32))
+
+    return jax.lax.fori_loop(
+      0, jnp.sum(own >= 0), of_match, jnp.zeros_like(own)
+    )
+
+  # Those that there are come first.
+  order = jnp.argsort(matches < 0, axis=1, stable=True)
+  own = jnp.take_along_axis(matches, order, axis=1)
+  counts = jax.lax.map(of_query, (dist, own))
+  return jnp.take_along_axis(counts, jnp.argsort(order, axis=1), axis=1)
+
+
+def _count_at_once(dist, matches, ties):
+  index = jnp.arange(dist.shape[1], dtype=jnp.int32)
+  before = _ahead(
+    dist[:, None],
+    index,
+    _at(dist, matches)[:, :, None],
+    matches[:, :, None],
+    ties,
+  )
+  return jnp.sum(before, axis=2, dtype=jnp.int32)
 
 
 def check_ties(ties: str) -> None:
@@ -239,9 +298,25 @@ def check_ties(ties: str) -> None:
     raise ValueError(f'ties is {ties!r}; expected one of {TIES}.')
 
 
-@functools.partial(jax.jit, static_argnames=('metric', 'ties'))
-def _count_features(qf, gf, matches, removed, metric, ties):
-  return count_ahead(_distances(qf, gf, metric), matches, removed, ties)
+@functools.partial(
+  jax.jit, static_argnames=('metric', 'ties', 'mesh', 'mesh_axis')
+)
+def _count_features(
+  qf, gf, matches, removed, metric, ties, mesh=None, mesh_axis=None
+):
+  def count(qf, gf, matches, removed):
+    return count_ahead(_distances(qf, gf, metric), matches, removed, ties)
+
+  if mesh is not None:
+    rows, everything = _sharding(mesh, mesh_axis).spec, _sharding(mesh).spec
+    count = jax.shard_map(
+      count,
+      mesh=mesh,
+      in_specs=(rows, everything, rows, rows),
+      out_specs=rows,
+      check_vma=False,  # Loops start from zeros that are the same everywhere.
+    )
+  return count(qf, gf, matches, removed)
 
 
 def _distances(qf, gf, metric):
@@ -254,18 +329,17 @@ def _distances(qf, gf, metric):
 
 
 def _rank(
+  count: Callable,
   rows: Callable,
   labels: identities.Labels,
   max_rank: int,
   rule: str,
   block: int,
   ties: str,
-  place: Callable,
-  key: Any,
-  mesh: Any = None,
-  mesh_axis: str | None = None,
+  key: jax.Array | None,
+  shards: int = 1,
 ) -> RankResult:
-  """Ranks by the rows that a function gives for chosen queries."""
+  """Ranks by functions of chosen queries: their counts, their distances."""
   check_ties(ties)
   if rule not in ('market1501', 'cuhk03'):
     raise ValueError(
@@ -276,24 +350,17 @@ def _rank(
       raise ValueError(f'{name} is {value}; expected a positive number.')
   num_queries, num_gallery = len(labels.q_pids), len(labels.g_pids)
   size = int(np.clip(block**2 // num_gallery, 1, num_queries))
-  if mesh is not None:
-    shards = mesh.shape[mesh_axis or mesh.axis_names[0]]
-    size = -(-size // shards) * shards
+  size = -(-size // shards) * shards
   ap = np.full(num_queries, np.nan)
   inp = np.full(num_queries, np.nan)
   first = np.zeros(num_queries, np.int32)
   for chosen, matches, removed in _blocks(labels, size):
-    padded = np.resize(chosen, size)  # The last block repeats its queries.
-    left, gallery, metric = rows(padded)
-    matches, removed = (
-      place(jnp.asarray(np.resize(x, (size, x.shape[1]))), True)
-      for x in (matches, removed)
+    # The last block repeats its queries: no program for another shape.
+    padded, matches, removed = (
+      np.resize(x, (size, *x.shape[1:])) for x in (chosen, matches, removed)
     )
-    if gallery is None:
-      ahead = count_ahead(left, matches, removed, ties)
-    else:
-      ahead = _count_features(left, gallery, matches, removed, metric, ties)
-    ahead = np.asarray(ahead)[: len(chosen)].astype(np.int64)
+    ahead = np.asarray(count(padded, matches, removed), np.int64)
+    ahead = ahead[: len(chosen)]
     there = ahead < np.iinfo(np.int32).max
     order = np.arange(1, ahead.shape[1] + 1)
     ranks = ahead + order
@@ -329,16 +396,17 @@ def _single_shot_rows(rows, labels, size, max_rank, ties, key):
   total, number = np.zeros(max_rank), 0
   for start in range(0, len(labels.q_pids), size):
     chosen = np.arange(start, min(start + size, len(labels.q_pids)))
-    left, gallery, metric = rows(chosen)
-    if gallery is not None:
-      left = _distances(left, gallery, metric)
     part = labels._replace(
       q_pids=labels.q_pids[chosen], q_cams=labels.q_cams[chosen]
     )
     if key is not None:
       key, own = jax.random.split(key)
     curves = single_shot.curves(
-      np.asarray(left), part, max_rank, ties, None if key is None else own
+      np.asarray(rows(chosen)),
+      part,
+      max_rank,
+      ties,
+      None if key is None else own,
     )
     total += curves.sum(axis=0)
     number += len(curves)
@@ -365,22 +433,26 @@ def _blocks(
     some = matches[:, 0] >= 0
     if some.any():
       removed = _pack(index, there & ~other)
-      yield chosen[some], matches[some], removed[some]
+      width = max(matches.shape[1], removed.shape[1])
+      width = identities.rounded_up(width)
+      yield (
+        chosen[some],
+        _filled(matches[some], width),
+        _filled(removed[some], width),
+      )
 
 
 def _pack(index, kept):
   """Moves the kept indices of each row to its front; -1 fills the rest."""
   width = max(int(kept.sum(axis=1).max()), 1)
-  width = identities.rounded_up(width)
   order = np.argsort(~kept, axis=1, kind='stable')
   index = np.take_along_axis(np.where(kept, index, -1), order, axis=1)
-  missing = max(width - index.shape[1], 0)
-  index = np.pad(index, ((0, 0), (0, missing)), constant_values=-1)
   return index[:, :width].astype(np.int32)
 
 
-def _labels(num_queries, num_gallery, *arrays):
-  return identities.check_labels(num_queries, num_gallery, *arrays)
+def _filled(index, width):
+  missing = width - index.shape[1]
+  return np.pad(index, ((0, 0), (0, missing)), constant_values=-1)
 
 
 def _without_junk(array, labels, axis=0):
@@ -396,18 +468,17 @@ def _without_junk(array, labels, axis=0):
   return array, labels, junk
 
 
-def _placer(mesh, mesh_axis):
-  """place(array, sharded): puts it on the mesh, if there is one."""
+def _check_mesh(mesh, mesh_axis):
+  """The axis of a mesh that shares the queries, and how many it has."""
   if mesh is None:
-    return lambda array, sharded: jnp.asarray(array)
+    return None, 1
   axis = mesh_axis or mesh.axis_names[0]
   if axis not in mesh.axis_names:
     raise ValueError(
       f'mesh_axis is {axis!r}; the mesh has the axes {mesh.axis_names}.'
     )
+  return axis, mesh.shape[axis]
 
-  def place(array, sharded):
-    spec = jax.sharding.PartitionSpec(axis if sharded else None)
-    return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
 
-  return place
+def _sharding(mesh, *axes):
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -259,6 +259,18 @@ class RulesTest(parameterized.TestCase):
       expected = [(row < d).sum() - i for i, d in enumerate(nearer)]
       self.assertEqual(found[n, q].tolist(), expected)
 
+  @parameterized.parameters(*ranking.TIES)
+  def test_both_ways_to_count(self, ties):
+    rng = np.random.default_rng(1)
+    dist = jnp.asarray(rng.integers(0, 9, (5, 30)), jnp.float32)
+    matches = jnp.asarray(np.argsort(rng.random((5, 30)))[:, :4], jnp.int32)
+    matches = matches.at[2, 1].set(-1).at[3].set(-1)
+    in_turn = ranking._count_in_turn(dist, matches, ties)
+    at_once = ranking._count_at_once(dist, matches, ties)
+    np.testing.assert_array_equal(
+      jnp.where(matches >= 0, in_turn, 0), jnp.where(matches >= 0, at_once, 0)
+    )
+
   def test_queries_shared_among_devices(self):
     devices.run(
       """
