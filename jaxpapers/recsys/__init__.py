@@ -54,6 +54,15 @@ from jaxpapers.recsys.neighbours import (
   item_knn,
   user_knn,
 )
+from jaxpapers.recsys.neural_cf import (
+  GMF,
+  MLPRec,
+  NeuMF,
+  fuse,
+  gmf,
+  mlp_rec,
+  neumf,
+)
 from jaxpapers.recsys.neural_losses import bce, bpr_loss, multinomial_elbo
 from jaxpapers.recsys.popularity import describe, popularity_statistics
 from jaxpapers.recsys.ranking import (
@@ -98,6 +107,7 @@ from jaxpapers.recsys.tf1_optimizers import linear_to, rmsprop_tf1
 from jaxpapers.recsys.weighting import bm25, tf_idf
 
 __all__ = [
+  'GMF',
   'METHODS',
   'METRICS',
   'EarlyStopping',
@@ -106,9 +116,11 @@ __all__ = [
   'Interactions',
   'ItemModel',
   'Lists',
+  'MLPRec',
   'Method',
   'MultDAE',
   'MultVAE',
+  'NeuMF',
   'PopularityModel',
   'RandomModel',
   'Range',
@@ -140,7 +152,9 @@ __all__ = [
   'fold_in',
   'from_dense',
   'funk_svd',
+  'fuse',
   'global_effects',
+  'gmf',
   'hybrid_knn',
   'ials',
   'index_ids',
@@ -150,9 +164,11 @@ __all__ = [
   'item_model_of_factors',
   'linear_to',
   'load_parts',
+  'mlp_rec',
   'mult_dae',
   'mult_vae',
   'multinomial_elbo',
+  'neumf',
   'nmf',
   'overlap',
   'p3_alpha',

@@ -1,5 +1,6 @@
 """Stops iterative methods on validation data, and keeps the best model."""
 
+import functools
 from typing import Any
 
 from jaxpapers.recsys import evaluation
@@ -20,6 +21,7 @@ class EarlyStopping:
     best_epoch: Its epoch.
     best_value: Its metric.
     history: (epoch, metric) of all looks.
+    phases: Parameter -> the monitor of an earlier part of the fit; see `phase`.
   """
 
   def __init__(
@@ -48,6 +50,16 @@ class EarlyStopping:
       raise ValueError(
         f'every is {every} and patience {patience}; expected 1 or more.'
       )
+    self._again = functools.partial(
+      EarlyStopping,
+      train,
+      validation,
+      metric=metric,
+      cutoff=cutoff,
+      every=every,
+      patience=patience,
+      **options,
+    )
     self._data = train, validation
     self._metric, self._cutoff = metric, cutoff
     self.every, self._patience = every, patience
@@ -56,6 +68,7 @@ class EarlyStopping:
     self.best_epoch = 0
     self.best_value = float('-inf')
     self.history: list[tuple[int, float]] = []
+    self.phases: dict[str, EarlyStopping] = {}
     self._worse = 0
 
   def __call__(self, epoch: int, model: Any) -> bool:
@@ -77,6 +90,31 @@ class EarlyStopping:
     else:
       self._worse += 1
     return self._worse >= self._patience
+
+  def phase(self, parameter: str) -> 'EarlyStopping':
+    """A monitor for an earlier part of the same fit, such as pretraining.
+
+    Args:
+      parameter: Of the fit function: the number of epochs of that part. The
+        last fit gets the best one.
+
+    Returns:
+      A fresh monitor on the same data, which `phases` keeps.
+    """
+    self.phases[parameter] = self._again()
+    return self.phases[parameter]
+
+  def epochs(self) -> dict[str, int]:
+    """Parameter -> number of epochs, 'epochs' and those of all phases.
+
+    Parts that were too short for a look are left out.
+    """
+    found = {'epochs': self, **self.phases}
+    return {
+      name: part.best_epoch
+      for name, part in found.items()
+      if part.best is not None
+    }
 
   def result(self, model: Any) -> Any:
     """The best model; the last one where no look was taken."""

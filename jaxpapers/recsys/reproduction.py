@@ -317,6 +317,7 @@ def validation_options(data: Data) -> dict[str, Any]:
 def best_parameters(trial: search.Trial) -> dict[str, Any]:
   """Parameters of a trial for the last fit."""
   parameters = dict(trial.parameters)
-  if trial.results.get('epochs'):
-    parameters['epochs'] = int(trial.results['epochs'])
+  for name, value in trial.results.items():
+    if name.startswith('epochs') and value:
+      parameters[name] = int(value)
   return parameters

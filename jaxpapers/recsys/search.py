@@ -364,7 +364,8 @@ def validation_objective(
     **options: Of `evaluate_model`: negatives, exclude_seen, allow_overlap.
 
   Returns:
-    A function of parameters that returns 'value' and 'epochs'.
+    A function of parameters that returns 'value', 'epochs' and the epochs of
+    earlier parts of a fit (see `EarlyStopping.phase`).
   """
   method = methods.find(name)
 
@@ -380,7 +381,7 @@ def validation_objective(
       name, train, given, features=features, seed=seed, monitor=monitor
     )
     if monitor is not None and monitor.best is not None:
-      return {'value': monitor.best_value, 'epochs': monitor.best_epoch}
+      return {'value': monitor.best_value, **monitor.epochs()}
     result = evaluation.evaluate_model(
       model, train, validation, (cutoff,), metrics=(metric,), **options
     )
