@@ -78,21 +78,26 @@ class OSNet(linen.Module):
         parameters, or too few pixels; or if there is no such child.
       TypeError: If they are not floating.
     """
-    return self._run(x, _Children(train, open_layers), OSBlock)
-
-  def _run(self, x, children, block, *inputs):
-    """The network with a class of blocks, and what their calls get."""
     cfg = self.cfg
+
+    def block(features, index, name):
+      cls = linen.remat(OSBlock, static_argnums=(2,)) if cfg.remat else OSBlock
+      return cls(features, cfg, cfg.block_norm(index), name=name)
+
+    return self._run(cfg, x, Children(train, open_layers), block)
+
+  def _run(self, cfg, x, children, block, *inputs):
+    """The network with a maker of blocks, and what their calls get."""
     check_images(self, x)
     if cfg.dtype is not None:
       x = x.astype(cfg.dtype)
-    x = self._stem(x, children)
+    x = self._stem(cfg, x, children)
     index = 0
     stages = list(zip(cfg.channels[1:], cfg.blocks_per_stage, strict=True))
     for s, (features, count) in enumerate(stages):
       for b in range(count):
         name = f'conv{s + 2}_{b}'
-        module = self._block(block, features, index, name)
+        module = block(features, index, name)
         x = children.pass_on(
           name, lambda x, train, m=module: m(x, train, *inputs), x
         )
@@ -121,8 +126,7 @@ class OSNet(linen.Module):
     children.check()
     return OSNetOutput(x, logits, feature_map)
 
-  def _stem(self, x, children):
-    cfg = self.cfg
+  def _stem(self, cfg, x, children):
     kernel, stride = (7, 2) if cfg.stem == 'imagenet' else (3, 1)
     conv = ConvNorm(
       cfg.channels[0], cfg, kernel, stride, norm=cfg.stem_norm, name='conv1'
@@ -131,14 +135,6 @@ class OSNet(linen.Module):
     if cfg.stem != 'cifar':
       x = linen.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     return x
-
-  def _block(self, block, features, index, name):
-    cfg = self.cfg
-    if block is OSBlock:
-      if cfg.remat:
-        block = linen.remat(OSBlock, static_argnums=(2,))
-      return block(features, cfg, cfg.block_norm(index), name=name)
-    return block(features, cfg, name=name)
 
 
 class FeatureLayer(linen.Module):
@@ -165,7 +161,7 @@ class FeatureLayer(linen.Module):
     return linen.relu(batch_norm(self.cfg, x, train))
 
 
-class _Children:
+class Children:
   """Which children train, as the network is walked through."""
 
   def __init__(self, train: bool, open_layers: Sequence[str] | None):
