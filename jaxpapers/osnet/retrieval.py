@@ -1,0 +1,100 @@
+"""The nearest gallery images of queries, without all distances at once."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpapers.osnet import metrics
+
+
+def nearest(
+  qf: Any,
+  gf: Any,
+  k: int,
+  *,
+  metric: str = 'euclidean',
+  block: int = 65536,
+  query_block: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The k nearest gallery images of each query.
+
+  Goes through the gallery in blocks, which are read as they are needed: a
+  memory-mapped file (`np.load(path, mmap_mode='r')`) of any size will do.
+
+  Args:
+    qf: Features of the queries, [Q, dim].
+    gf: Features of the gallery, [G, dim].
+    k: How many.
+    metric: 'euclidean' (squared) or 'cosine'.
+    block: Gallery images at once.
+    query_block: Queries at once.
+
+  Returns:
+    Distances, float32 [Q, k], ascending, and gallery indices, int32 [Q, k]. Of
+    equal distances the lower index comes first.
+
+  Raises:
+    ValueError: Shapes that do not fit, NaN in the queries, or k is not in
+      1 .. G.
+
+  Example:
+    >>> gf = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
+    >>> dist, index = nearest(np.array([[2.2]], np.float32), gf, 2)
+    >>> index.tolist()
+    [[2, 3]]
+  """
+  metrics.check_metric(metric)
+  metrics.check_features(qf, 'qf')
+  if len(np.shape(gf)) != 2 or np.shape(gf)[1] != qf.shape[1]:
+    raise ValueError(
+      f'gf has shape {list(np.shape(gf))}; expected [G, {qf.shape[1]}] as qf'
+      f' has shape {list(qf.shape)}.'
+    )
+  if not 1 <= k <= len(gf):
+    raise ValueError(
+      f'k is {k}; expected 1 to {len(gf)}, the size of the gallery.'
+    )
+  if block < 1 or query_block < 1:
+    raise ValueError('block and query_block must be positive.')
+  block = min(max(block, k), len(gf))
+  query_block = min(query_block, len(qf))
+  starts = [min(i, len(gf) - block) for i in range(0, len(gf), block)]
+  best = []
+  queries = [
+    np.resize(np.arange(i, min(i + query_block, len(qf))), query_block)
+    for i in range(0, len(qf), query_block)
+  ]
+  first = (
+    jnp.full((query_block, k), jnp.inf),
+    jnp.full((query_block, k), -1, jnp.int32),
+  )
+  best = [first] * len(queries)
+  seen = 0
+  for start in starts:  # Each block of the gallery is read once.
+    part = jnp.asarray(gf[start : start + block])
+    for i, chosen in enumerate(queries):
+      best[i] = _merge(*best[i], qf[chosen], part, start, seen, metric)
+    seen = start + block
+  dist = np.concatenate([np.asarray(d) for d, _ in best])[: len(qf)]
+  index = np.concatenate([np.asarray(i) for _, i in best])[: len(qf)]
+  if np.isnan(dist).any() or not np.isfinite(dist).all():
+    metrics.check_features(np.asarray(gf), 'gf')
+  return dist, index
+
+
+@functools.partial(jax.jit, static_argnames=('metric',))
+def _merge(dist, index, qf, gf, start, seen, metric):
+  """The nearest so far and those of one more block, at `start`."""
+  new = metrics.pairwise_distance(qf, gf, metric).astype(jnp.float32)
+  place = start + jnp.arange(gf.shape[0], dtype=jnp.int32)
+  # The last block reaches back into what has been seen, to be of their size.
+  new = jnp.where(place < seen, jnp.inf, new)
+  k = dist.shape[1]
+  negative, chosen = jax.lax.top_k(-new, k)
+  dist = jnp.concatenate([dist, -negative], axis=1)
+  index = jnp.concatenate([index, place[chosen]], axis=1)
+  negative, chosen = jax.lax.top_k(-dist, k)  # Stable: those before first.
+  return -negative, jnp.take_along_axis(index, chosen, axis=1)
