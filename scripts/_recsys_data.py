@@ -310,7 +310,7 @@ def parse_parameters(method: str, texts: list[str]) -> dict[str, Any]:
       is no number or flag where there has to be one.
   """
   try:
-    space = methods.find(method).space
+    found = methods.find(method)
   except ValueError as error:
     raise usage(error) from error
   result = {}
@@ -324,7 +324,7 @@ def parse_parameters(method: str, texts: list[str]) -> dict[str, Any]:
       result[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
       result[name] = value
-    expected = _expected(space.get(name))
+    expected = _expected(found.space.get(name)) or _like(found.fixed.get(name))
     if name == 'top_k' and result[name] is None:
       continue  # All neighbours.
     if expected and not isinstance(result[name], expected):
@@ -342,6 +342,13 @@ def _expected(values):
     return (int,) if values.kind == 'int' else (float, int)
   first = type(values.values[0])
   return (first,) if first in (bool, int) else ()
+
+
+def _like(value):
+  """Types of a parameter that is not searched, of its usual value."""
+  if isinstance(value, float):
+    return (float, int)
+  return (type(value),) if isinstance(value, (bool, int)) else ()
 
 
 def print_repairs(problem: Problem) -> None:

@@ -7,6 +7,9 @@ Examples:
   # All tables whose data are given, without what takes minutes a row:
   python scripts/recsys_reproduce.py --studies=all --fast
 
+  # A network with its epochs from validation data, and baselines beside it:
+  python scripts/recsys_reproduce.py --studies=strong_ml1m --methods=mult_vae
+
   # Tuned by ourselves, 35 configurations each, on validation data:
   python scripts/recsys_reproduce.py --studies=cmn_citeulike_a \
       --hparams=search --methods=RP3beta,item_knn_cf_cosine
@@ -16,6 +19,11 @@ interruption goes on where it was; another --seed or --num_trials computes rows
 again. Into --save_dir go STUDY.txt, STUDY.csv and
 index.html, which shows all studies and needs no other file. Rows that differ
 from the published ones by more than their tolerance are marked.
+
+Where the paper prints no parameters for the data of a study they are searched.
+Networks have the parameters of their authors; only the number of epochs is
+chosen again, on validation data. They are run if they are named, or with
+--neural.
 """
 
 import dataclasses
@@ -33,6 +41,7 @@ from jaxpapers import recsys
 from jaxpapers.data import files
 from jaxpapers.recsys import (
   methods,
+  published,
   ranking,
   report,
   reproduction,
@@ -70,6 +79,12 @@ _RANDOM = flags.DEFINE_integer(
 )
 _MAX_EPOCHS = flags.DEFINE_integer(
   'max_epochs', None, 'Most epochs in a search.', lower_bound=1
+)
+_NEURAL = flags.DEFINE_bool(
+  'neural', False, 'Also the networks: up to hours a row without a GPU.'
+)
+_BASELINES = flags.DEFINE_bool(
+  'baselines', True, 'With networks in --methods also compute baselines.'
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Compute rows again that are there.'
@@ -143,9 +158,15 @@ def _method_names(study, data):
   known = reproduction.rows_of(study, data)
   if _METHODS.value is not None:
     try:
-      return [methods.find(name).name for name in _METHODS.value]
+      names = [methods.find(name).name for name in _METHODS.value]
     except ValueError as error:
       raise _recsys_data.usage(error) from error
+    if _BASELINES.value:
+      for name in tuple(names):
+        names += reproduction.baselines_of(name, data)
+    return list(dict.fromkeys(names))
+  if not _NEURAL.value:
+    known = [n for n in known if methods.find(n).family != 'neural']
   if _FAST.value:
     return [name for name in known if not name.startswith(_SLOW)]
   return known
@@ -157,7 +178,7 @@ def _row(study, data, method, folder):
   base = folder / 'rows' / study.name / f'{stem}.{_HPARAMS.value}'
   file = base.parent / f'{base.name}.json'
   users = base.parent / f'{base.name}.npy'
-  settings = _settings()
+  settings = _settings(_searched(study, method))
   if file.exists() and not _OVERWRITE.value:
     content = json.loads(file.read_text())
     same = content.pop('settings', settings) == settings
@@ -185,10 +206,21 @@ def _row(study, data, method, folder):
   return row, vector
 
 
-def _settings():
+def _searched(study, method):
+  """Whether parameters are searched, or at least the number of epochs."""
+  found = methods.find(method)
+  if found.family == 'neural':
+    return True
+  return bool(found.space) and (
+    _HPARAMS.value == 'search'
+    or found.name not in published.tuned(study.tables[0])
+  )
+
+
+def _settings(searched):
   """What a row depends on beside its method: with others it is another."""
   settings = {'seed': _SEED.value, 'ties': _TIES.value}
-  if _HPARAMS.value == 'search':
+  if searched:
     settings |= {
       'num_trials': _TRIALS.value,
       'num_random': _RANDOM.value,
@@ -198,7 +230,7 @@ def _settings():
 
 
 def _compute(study, data, method, folder):
-  if _HPARAMS.value == 'published' or not methods.find(method).space:
+  if not _searched(study, method):
     return reproduction.reproduce_row(
       study, data, method, seed=_SEED.value, ties=_TIES.value
     )

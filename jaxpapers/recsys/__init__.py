@@ -64,6 +64,7 @@ from jaxpapers.recsys.neural_cf import (
   neumf,
 )
 from jaxpapers.recsys.neural_losses import bce, bpr_loss, multinomial_elbo
+from jaxpapers.recsys.optimism import best_test_epochs
 from jaxpapers.recsys.popularity import describe, popularity_statistics
 from jaxpapers.recsys.ranking import (
   Lists,
@@ -133,6 +134,7 @@ __all__ = [
   'audit_split',
   'audit_ties',
   'bce',
+  'best_test_epochs',
   'beyond_accuracy',
   'bm25',
   'bpr_loss',

@@ -34,7 +34,16 @@ TOLERANCES: Mapping[str, float] = {
   'SLIM BPR': 1e-2,
   'MF BPR': 2e-2,
   'MF FunkSVD': 2e-2,
+  'NeuMF': 2e-2,
+  'Mult VAE': 2e-2,
+  'CMN': 2e-2,
+  'SpectralCF': 2e-2,
+  'CVAE': 2e-2,
+  'CDL': 2e-2,
+  'MCRec': 2e-2,
 }
+# What is tuned and shown beside a network unless something else is asked for.
+BASELINES = ('TopPopular', 'ItemKNN CF cosine', 'RP3beta')
 # Diversity is not bounded by 1: entropy is in bits.
 _SPREAD = {'shannon_entropy': 4.0, 'coverage_item': 4.0}
 
@@ -275,29 +284,116 @@ def tune(
     The search; parameters of the best trial, with its 'epochs' if it is
     iterative, are what `reproduce_row` takes (see `best_parameters`).
   """
+  return tune_method(
+    data,
+    method,
+    metric=study.metric,
+    cutoff=study.cutoff,
+    name=f'{study.name}/{methods.find(method).name}'
+    + (f'/{max_epochs}' if max_epochs else ''),
+    storage=storage,
+    n_trials=n_trials,
+    n_startup=n_startup,
+    seed=seed,
+    max_epochs=max_epochs,
+    retry=retry,
+    say=say,
+  )
+
+
+def tune_method(
+  data: Data,
+  method: str,
+  *,
+  metric: str,
+  cutoff: int,
+  name: str,
+  seed: int = 0,
+  max_epochs: int | None = None,
+  **options: Any,
+) -> search.Search:
+  """Searches the ranges of a method on the validation part of any data.
+
+  Args:
+    data: Data. The test part is not looked at.
+    method: Name.
+    metric: What counts.
+    cutoff: Where lists are cut.
+    name: Of the search.
+    seed: Of the search and of random methods.
+    max_epochs: At most so many epochs.
+    **options: Of `run_search`.
+
+  Returns:
+    The search; see `best_parameters`.
+  """
   check_method(method, data)
   objective = search.validation_objective(
     method,
     data.search_train,
     data.validation,
-    metric=study.metric,
-    cutoff=study.cutoff,
+    metric=metric,
+    cutoff=cutoff,
     features=data.features,
     seed=seed,
     max_epochs=max_epochs,
     **validation_options(data),
   )
-  return search.run_search(
-    objective,
-    search.search_space(method),
-    n_trials=n_trials,
-    n_startup=n_startup,
-    storage=storage,
-    name=f'{study.name}/{methods.find(method).name}'
-    + (f'/{max_epochs}' if max_epochs else ''),
+  space = search.search_space(method)
+  return search.run_search(objective, space, name=name, seed=seed, **options)
+
+
+def choose_epochs(
+  data: Data,
+  method: str,
+  parameters: Mapping[str, Any],
+  *,
+  metric: str,
+  cutoff: int,
+  seed: int = 0,
+) -> tuple[dict[str, Any], float | None]:
+  """Epochs of an iterative method, chosen on validation data.
+
+  Args:
+    data: Data. The test part is not looked at.
+    method: Name.
+    parameters: Of its fit function. Where they say how many epochs, or the
+      method has none, or nothing can be validated on, they are final.
+    metric: What counts.
+    cutoff: Where lists are cut.
+    seed: For random methods.
+
+  Returns:
+    Parameters of the last fit, on training and validation data; and the best
+    validation metric, None if nothing was chosen.
+  """
+  found = methods.find(method)
+  given = any(key.startswith('epochs') for key in parameters)
+  if not found.iterative or given or not len(data.validation):
+    return dict(parameters), None
+  objective = search.validation_objective(
+    method,
+    data.search_train,
+    data.validation,
+    metric=metric,
+    cutoff=cutoff,
+    features=data.features,
     seed=seed,
-    retry=retry,
-    say=say,
+    **validation_options(data),
+  )
+  chosen = objective(parameters)
+  value = chosen.pop('value')
+  return {**parameters, **chosen}, value
+
+
+def baselines_of(method: str, data: Data) -> tuple[str, ...]:
+  """Baselines to show beside a network; none beside another baseline."""
+  if methods.find(method).family != 'neural':
+    return ()
+  return tuple(
+    name
+    for name in BASELINES
+    if data.profiles is None or methods.find(name).scores_new_users
   )
 
 

@@ -199,6 +199,16 @@ STUDIES: Mapping[str, Study] = {
       ' cannot be compared with the published ones.',
       comparable=False,
     ),
+    *(
+      Study(
+        f'neumf_{name}', f'NeuMF protocol: {title}, leave-one-out among 99',
+        ('table_55',), f'deepcf_{name}_loo99.npz', _leave_one_out,
+        (1, 5, 10), 'hit_rate', 10, 'NeuMF',
+        'A smaller stand-in for MovieLens 1M: numbers cannot be compared.',
+        comparable=False,
+      )
+      for name, title in (('lastfm', 'Last.fm'), ('amusic', 'Amazon Music'))
+    ),
     Study(
       'strong_ml1m', 'Mult-VAE protocol: MovieLens 1M, four stars and more',
       ('table_62',), 'ml1m_4star.npz', _strong,

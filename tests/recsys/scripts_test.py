@@ -79,6 +79,26 @@ class ScriptsTest(parameterized.TestCase):
       content['ties']['pessimistic'], content['ties']['optimistic']
     )
 
+  def test_a_network_comes_with_tuned_baselines(self):
+    out = self._run(
+      'recsys_evaluate', self.ratings, '--method=mult_vae',
+      '--set=hidden=(8,)', '--set=latent=4', '--set=epochs=12',
+      '--set=learning_rate=0.02', '--cutoffs=5,10', '--num_trials=2',
+      '--best_test_epoch', f'--save_dir={self.folder}/out',
+    )  # fmt: skip
+    for words in ('RP3beta: ', 'corrected p', 'OPTIMISTIC'):
+      self.assertIn(words, out)
+    content = json.loads((self.folder / 'out/evaluation.json').read_text())
+    baselines = content['baselines']
+    self.assertSameElements(baselines, reproduction.BASELINES)
+    self.assertGreater(baselines['RP3beta']['validation'], 0)
+    self.assertIsNone(baselines['TopPopular']['validation'])
+    self.assertGreater(content['metrics']['hit'][str(5)], 0.3)
+    epoch, value = content['optimistic_best_test_epochs']['ndcg']
+    self.assertBetween(epoch, 1, 12)
+    self.assertGreaterEqual(value, content['metrics']['ndcg']['10'])
+    self.assertTrue((self.folder / 'out/per_user_rp3beta.npz').exists())
+
   def test_tune_then_recommend(self):
     common = (
       self.ratings, '--methods=RP3beta', '--num_trials=4', '--num_random=2',
@@ -145,6 +165,7 @@ class ScriptsTest(parameterized.TestCase):
     ('recsys_evaluate', ['--method=EASE_R', '--set=l2'], 'name=value'),
     ('recsys_evaluate', ['--method=EASE_R', '--set=l2=many'], 'expected float'),
     ('recsys_evaluate', ['--method=EASE_R', '--cutoffs=99'], '30 items'),
+    ('recsys_evaluate', ['--method=neumf', '--set=epochs=a'], 'expected int'),
     ('recsys_audit', ['--negatives=x'], 'does not go with --interactions'),
     ('recsys_evaluate', ['--method=EASE_R', '--study=table_4'], 'one of'),
   )
