@@ -313,7 +313,7 @@ def pretrain_cvae(
     'batch_size': batch_size,
   }
   n = module.num_features
-  params = module.init(
+  params = jax.jit(module.init)(
     keys[0], jnp.zeros((1, n)), jnp.zeros((1, module.latent))
   )['params']
   layers, codes = content_nets.pretrain_layers(
