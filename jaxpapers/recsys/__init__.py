@@ -16,6 +16,11 @@ from jaxpapers.recsys.beyond_accuracy import (
   beyond_accuracy,
   intra_list_diversity,
 )
+from jaxpapers.recsys.cdl_network import CDL, cdl
+from jaxpapers.recsys.cmn_network import CMN, PairwiseGMF
+from jaxpapers.recsys.cmn_training import CmnModel, cmn, pairwise_gmf
+from jaxpapers.recsys.ctr import ctr_log_likelihood, ctr_sweep
+from jaxpapers.recsys.cvae_network import CVAE, cvae
 from jaxpapers.recsys.data import (
   Interactions,
   check_interactions,
@@ -32,6 +37,8 @@ from jaxpapers.recsys.factors_sgd import asy_svd, bpr_mf, funk_svd
 from jaxpapers.recsys.graph import p3_alpha, rp3_beta, walk_weights
 from jaxpapers.recsys.implicit_als import ials
 from jaxpapers.recsys.linear import ease, ease_path, ease_weights
+from jaxpapers.recsys.mcrec_network import MCRec, McrecModel, mcrec
+from jaxpapers.recsys.meta_paths import make_paths, paths_of
 from jaxpapers.recsys.methods import METHODS, Method, Range, fit, register
 from jaxpapers.recsys.metrics import METRICS, evaluate
 from jaxpapers.recsys.models import (
@@ -45,6 +52,7 @@ from jaxpapers.recsys.models import (
   item_model_of_factors,
   random_scores,
   score,
+  score_candidates,
   to_sparse_bcoo,
   top_popular,
 )
@@ -95,6 +103,8 @@ from jaxpapers.recsys.similarities import (
 )
 from jaxpapers.recsys.slim import slim_elastic_net
 from jaxpapers.recsys.slim_sampled import slim_bpr
+from jaxpapers.recsys.spectral_cf_network import SpectralCF, spectral_cf
+from jaxpapers.recsys.spectrum import spectral_operator
 from jaxpapers.recsys.splits import (
   StrongSplit,
   sample_negatives,
@@ -108,24 +118,32 @@ from jaxpapers.recsys.tf1_optimizers import linear_to, rmsprop_tf1
 from jaxpapers.recsys.weighting import bm25, tf_idf
 
 __all__ = [
+  'CDL',
+  'CMN',
+  'CVAE',
   'GMF',
   'METHODS',
   'METRICS',
+  'CmnModel',
   'EarlyStopping',
   'Evaluation',
   'FactorModel',
   'Interactions',
   'ItemModel',
   'Lists',
+  'MCRec',
   'MLPRec',
+  'McrecModel',
   'Method',
   'MultDAE',
   'MultVAE',
   'NeuMF',
+  'PairwiseGMF',
   'PopularityModel',
   'RandomModel',
   'Range',
   'Ranks',
+  'SpectralCF',
   'SplitReport',
   'StrongSplit',
   'TieReport',
@@ -139,11 +157,16 @@ __all__ = [
   'bm25',
   'bpr_loss',
   'bpr_mf',
+  'cdl',
   'check_interactions',
+  'cmn',
   'compare_all',
   'confidence_interval',
   'content_knn',
   'correct',
+  'ctr_log_likelihood',
+  'ctr_sweep',
+  'cvae',
   'describe',
   'ease',
   'ease_path',
@@ -166,6 +189,8 @@ __all__ = [
   'item_model_of_factors',
   'linear_to',
   'load_parts',
+  'make_paths',
+  'mcrec',
   'mlp_rec',
   'mult_dae',
   'mult_vae',
@@ -175,6 +200,8 @@ __all__ = [
   'overlap',
   'p3_alpha',
   'paired_tests',
+  'pairwise_gmf',
+  'paths_of',
   'popularity_statistics',
   'pure_svd',
   'random_scores',
@@ -188,11 +215,14 @@ __all__ = [
   'run_search',
   'sample_negatives',
   'score',
+  'score_candidates',
   'search_space',
   'similarity',
   'similarity_blocks',
   'slim_bpr',
   'slim_elastic_net',
+  'spectral_cf',
+  'spectral_operator',
   'split_holdout',
   'split_k_fold',
   'split_leave_one_out',

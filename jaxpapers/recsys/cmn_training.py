@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpapers.recsys import cmn as network
+from jaxpapers.recsys import cmn_network as network
 from jaxpapers.recsys import methods, models, sampling
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.neural_losses import bpr_loss, sum_of_squares
