@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import efficientnet, layca, product_keys
@@ -110,6 +111,22 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
+# Other settings of transforms above: the slow tests run them.
+VARIANTS = frozenset(
+  {
+    'layca_current_norm',
+    'layca_hyperball',
+    'layca_sgd_keras',
+    'layca_adam_keras',
+    'layca_amom_sgd',
+    'layca_adagrad_keras',
+    'fairseq_adam_no_bias_ln',
+    'fairseq_adam_schedule',
+    'product_keys_lazy_adam_corrected',
+  }
+)
+
+
 def sharding_factories():
   """All transforms that `check_sharding` is run with, broken ones too."""
   faulty = {
@@ -177,9 +194,19 @@ class OptaxContractTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (f'{name}_{check}', name, check)
     for name in REGISTRY
+    if name not in VARIANTS
     for check in optax_contract.CONTRACT
   )
   def test_keeps(self, name, check):
+    optax_contract.CONTRACT[check](REGISTRY[name])
+
+  @parameterized.named_parameters(
+    (f'{name}_{check}', name, check)
+    for name in sorted(VARIANTS)
+    for check in optax_contract.CONTRACT
+  )
+  @pytest.mark.slow
+  def test_variants_keep(self, name, check):
     optax_contract.CONTRACT[check](REGISTRY[name])
 
   @parameterized.named_parameters((name, name) for name in REGISTRY)

@@ -210,7 +210,7 @@ class StepTest(parameterized.TestCase):
       places=5,
     )
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_population_shares_the_frozen_tree(self):
     _, params, batch, loss_fn = problem()
     trainable, frozen = adapters.partition_params(params, 'adapter')

@@ -102,11 +102,12 @@ class GoldenTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_gradients_and_statistics_in_float64(self):
     self.check_gradients('auto')
 
   @parameterized.parameters('lax', 'shift')
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_gradients_of_other_forms(self, impl):
     self.check_gradients(impl)
 
@@ -167,6 +168,7 @@ class TrainingTest(parameterized.TestCase):
       norm = np.linalg.norm(found[str(name)])
       self.assertAlmostEqual(norm, expected, delta=1e-6 * expected + 1e-12)
 
+  @pytest.mark.slow
   def test_remat_gives_the_same_gradients(self):
     x = golden_weights.images('remat', 4, 16, 16, 3)
     found = []
@@ -197,6 +199,7 @@ class TrainingTest(parameterized.TestCase):
     ):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
+  @pytest.mark.slow
   def test_examples_under_vmap_equal_the_loop(self):
     config = golden_weights.small()
     net = efficientnet.EfficientNet(config)
@@ -455,6 +458,7 @@ class InitialisationTest(absltest.TestCase):
     value = blocks.conv_init(key, (1, 1, 512, 96), jnp.float32)
     self.assertGreater(np.abs(value).max(), 3.5 * 0.1443)
 
+  @pytest.mark.slow
   def test_of_the_network(self):
     config = golden_weights.tiny()
     net = efficientnet.EfficientNet(config)

@@ -142,7 +142,7 @@ class MaskedTest(absltest.TestCase):
     for index in range(20):
       self.check_member(index, 20)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_outside_the_mask_gradients_are_zero(self):
     tokens, _, (_, _, _, grads) = masked(20)
     for index in range(20):

@@ -341,7 +341,7 @@ class ScriptsTest(parameterized.TestCase):
   def test_compare_resumes_after_sigterm(self):
     self.assert_resumes('layca_compare', 'adam', signal.SIGTERM)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_replay_resumes_after_a_kill(self):
     self.assert_resumes('layca_replay', 'adam', signal.SIGKILL)
 

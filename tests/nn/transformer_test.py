@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.nn import transformer
@@ -182,6 +183,7 @@ class VariantsTest(parameterized.TestCase):
     {'scan_layers': True},
     {'scan_layers': True, 'remat': 'dots_saveable'},
   )
+  @pytest.mark.slow
   def test_layers_scanned_or_recomputed(self, **changes):
     plain, variables = make()
     other = transformer.TransformerEncoder(config(**changes))
@@ -227,6 +229,7 @@ class VariantsTest(parameterized.TestCase):
     for leaf in jax.tree.leaves(made):
       self.assertEqual(leaf.dtype, jnp.bfloat16)
 
+  @pytest.mark.slow
   def test_extremes_are_finite(self):
     encoder, variables = make()
     for ids in (

@@ -190,6 +190,7 @@ def problem(model, tx, seed=0):
 
 
 class TrainingTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_rows_are_the_dense_gradient(self):
     self._rows_are_the_dense_gradient(SMALL, True)
 
@@ -198,7 +199,7 @@ class TrainingTest(parameterized.TestCase):
     (pk.MemoryPlus(n_keys=12, heads=2, knn=3), True),
     (pk.PEER(n_keys=12, k_dim=8, heads=2, knn=3), False),
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_rows_of_others_are_too(self, memory, share):
     self._rows_are_the_dense_gradient(memory, share)
 

@@ -71,6 +71,7 @@ class PaddingTest(parameterized.TestCase):
 
 
 class LayerTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_key_kinds_and_switches(self):
     x = tokens()
     for options in (
@@ -164,6 +165,7 @@ class LayerTest(parameterized.TestCase):
         alone,
       )
 
+  @pytest.mark.slow
   def test_bfloat16(self):
     module, variables, x = notebook_case('pub_pk_medium')
     narrow = x.astype(jnp.bfloat16)

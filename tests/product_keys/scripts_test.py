@@ -280,7 +280,7 @@ class ScriptsTest(absltest.TestCase):
     self.assertGreaterEqual(mean('usage', memory), 2 * mean('usage', bare))
     self.assertLess(mean('kl_w', memory), mean('kl_w', bare))
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_benchmark(self):
     flags = ['--tokens=16', '--width=16', '--k_dim=8', '--knn=4']
     done = scripts.run(

@@ -108,6 +108,7 @@ class AccumulationTest(parameterized.TestCase):
     )
     return loss, metrics, gradients, [g.dense(144) for g in rows]
 
+  @pytest.mark.slow
   def test_microbatches_are_one_batch(self):
     # Unequal numbers of valid tokens; no statistics of a batch.
     model = language_model(MEMORY.clone(query_norm=None))

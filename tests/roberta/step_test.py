@@ -88,6 +88,7 @@ class AccumulationTest(parameterized.TestCase):
       [np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]
     ), metrics
 
+  @pytest.mark.slow
   def test_equals_the_whole_batch(self):
     with jax.enable_x64(True):
       whole, metrics = self.gradient(1)
