@@ -169,7 +169,7 @@ def _ials(train):
   epochs = 5
 
   def ours():
-    recsys.ials(train, factors=32, alpha=5.0, reg=0.01, epochs=epochs)
+    recsys.ials(0, train, factors=32, alpha=5.0, reg=0.01, epochs=epochs)
 
   programs = {'ours': ours}
   if _installed('implicit'):

@@ -54,6 +54,21 @@ class SplitReport:
   test: dict[str, float]
   flags: dict[str, str]
 
+  @property
+  def tau(self) -> float:
+    """Kendall's tau of the test part's popularity against all data."""
+    return self.tau_test
+
+  @property
+  def gini(self) -> float:
+    """Gini index of the test part's popularity."""
+    return self.test['gini']
+
+  @property
+  def shannon(self) -> float:
+    """Shannon entropy of the test part's popularity, in bits."""
+    return self.test['shannon']
+
 
 def audit_split(
   train: Interactions, test: Interactions, negatives: Any = None, seed: int = 0

@@ -17,6 +17,7 @@ _HOST_BLOCK = 1 << 18
 
 
 def ials(
+  key: Any,
   train: Interactions,
   *,
   factors: int = 32,
@@ -25,7 +26,6 @@ def ials(
   epochs: int = 15,
   scaling: str = 'linear',
   epsilon: float = 1.0,
-  seed: int = 0,
   init: Any = None,
   cold: str = 'zero',
   monitor: Any = None,
@@ -37,6 +37,8 @@ def ials(
   x_u = (Y'Y + Y_u' diag(c - 1) Y_u + reg I)^-1 Y_u' c.
 
   Args:
+    key: Of the start of the item factors, uniform in [0, 1) / sqrt(factors): a
+      JAX key, or a whole number, which gives the original's stream.
     train: Interactions, not negative.
     factors: Length of a factor.
     alpha: Weight of confidence.
@@ -44,8 +46,8 @@ def ials(
     epochs: How many; fewer if `monitor` says so.
     scaling: 'linear' or 'log'.
     epsilon: Of 'log'.
-    seed: Of the start of the item factors, uniform in [0, 1) / sqrt(factors).
-    init: Item factors to start from, `[num_items, factors]`, instead.
+    init: Item factors to start from, `[num_items, factors]`, instead; `key` is
+      not used then.
     cold: 'zero' gives items without interactions zero factors; with 'keep'
       they keep their random start, which takes part in Y'Y, as in the original.
     monitor: Called with epoch (from 1) and model; true ends the fit.
@@ -58,7 +60,8 @@ def ials(
 
   Example:
     >>> from jaxpapers.recsys import interactions
-    >>> model = ials(interactions([0, 0, 1], [0, 1, 1]), factors=2, epochs=3)
+    >>> x = interactions([0, 0, 1], [0, 1, 1])
+    >>> model = ials(jax.random.key(0), x, factors=2, epochs=3)
     >>> model.users.shape
     (2, 2)
   """
@@ -75,9 +78,12 @@ def ials(
   if len(train) and train.value.min() < 0:
     raise ValueError('train has negative values; iALS needs them above 0.')
   if init is None:
-    rng = np.random.RandomState(seed)
-    init = factors**-0.5 * rng.random_sample((train.num_items, factors))
-    init = init.astype(np.float32)
+    shape = train.num_items, factors
+    if isinstance(key, (int, np.integer)):
+      start = np.random.RandomState(key).random_sample(shape)
+    else:
+      start = np.asarray(jax.random.uniform(key, shape))
+    init = (factors**-0.5 * start).astype(np.float32)
   items = np.array(init)
   if items.shape != (train.num_items, factors):
     raise ValueError(

@@ -18,8 +18,8 @@ _DOUBLE = 8192
 
 def ease(
   train: Interactions,
-  *,
   l2: float = 500.0,
+  *,
   top_k: int | None = None,
   max_bytes: float = 16e9,
 ) -> ItemModel:

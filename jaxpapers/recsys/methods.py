@@ -334,7 +334,7 @@ def _register_all():
   register(
     Method(
       'iALS',
-      implicit_als.ials,
+      _fit_ials,
       {
         'factors': _integer(1, 200),
         'scaling': _choice('linear', 'log'),
@@ -348,6 +348,10 @@ def _register_all():
       scores_new_users=False,
     )
   )
+
+
+def _fit_ials(train, seed=0, **parameters):
+  return implicit_als.ials(seed, train, **parameters)
 
 
 def _fit_nmf(train, *, solver='multiplicative', loss='frobenius', **more):

@@ -209,6 +209,7 @@ def evaluate(
   cutoffs: Sequence[int] = (10,),
   metrics: Sequence[str] = METRICS,
   *,
+  idcg: str = 'all',
   graded: bool = False,
   block: int = 8192,
 ) -> dict[str, np.ndarray]:
@@ -219,6 +220,9 @@ def evaluate(
     test: Test items. Users without any are refused.
     cutoffs: Where lists are cut.
     metrics: Some of `METRICS`. Both NDCGs are there, under names of their own.
+    idcg: What 'ndcg' divides by: the DCG of 'all' test items, as in the study,
+      or of the best min(n, cutoff), 'truncated': then it is what is otherwise
+      called 'ndcg_truncated'.
     graded: Values of `test` are relevances (gain 2^r - 1); otherwise each
       counts 1.
     block: Users at a time.
@@ -231,6 +235,13 @@ def evaluate(
       lists are shorter than a cutoff.
   """
   metrics = check_metrics(metrics)
+  if idcg not in ('all', 'truncated'):
+    raise ValueError(f"idcg is {idcg!r}; expected 'all' or 'truncated'.")
+  asked = metrics
+  if idcg == 'truncated':
+    metrics = tuple(
+      dict.fromkeys('ndcg_truncated' if m == 'ndcg' else m for m in metrics)
+    )
   cutoffs = check_cutoffs(cutoffs, test.num_items)
   depth = lists.items.shape[1]
   if max(cutoffs) > depth and (lists.items[:, -1] >= 0).any():
@@ -253,7 +264,10 @@ def evaluate(
       ranks = rank_of_hits(hit, gain, (part.items >= 0).sum(1))
       values = rank_metrics(ranks, *scale, cutoffs=cutoffs, metrics=metrics)
     results.append({name: np.asarray(x) for name, x in values.items()})
-  return join(results, metrics, len(cutoffs))
+  found = join(results, metrics, len(cutoffs))
+  if idcg == 'truncated' and 'ndcg' in asked:
+    found['ndcg'] = found['ndcg_truncated']
+  return {name: found[name] for name in asked}
 
 
 def join(

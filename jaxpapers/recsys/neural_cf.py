@@ -274,10 +274,10 @@ def score_all(module: nn.Module, params: Any, users: Any) -> jax.Array:
   return result + bias + jax.lax.map(one, p, batch_size=8)
 
 
-def gmf(train: Interactions, *, factors: int = 64, **options: Any) -> PairModel:
-  """Fits GMF with Adam; see `neumf` for the options."""
+def gmf(train: Interactions, *, factors: int = 64, **more: Any) -> PairModel:
+  """Fits GMF with Adam; see `neumf` for more arguments."""
   module = GMF(*train.shape, factors)
-  return _fit(module, train, **{'learner': 'adam', **options})
+  return _fit(module, train, **{'learner': 'adam', **more})
 
 
 def mlp_rec(
@@ -285,11 +285,11 @@ def mlp_rec(
   *,
   factors: int = 64,
   layers: Sequence[int] | None = None,
-  **options: Any,
+  **more: Any,
 ) -> PairModel:
-  """Fits the MLP with Adam; see `neumf` for the options."""
+  """Fits the MLP with Adam; see `neumf` for more arguments."""
   module = MLPRec(*train.shape, _layers(factors, layers))
-  return _fit(module, train, **{'learner': 'adam', **options})
+  return _fit(module, train, **{'learner': 'adam', **more})
 
 
 def neumf(

@@ -181,9 +181,9 @@ def _top_k(scores, k):
   return jax.lax.top_k(scores, k)
 
 
-@functools.partial(jax.jit, static_argnames=('k',))
+@functools.partial(jax.jit, static_argnames=('k', 'ties'))
 def top_items_device(
-  scores: Any, seen: Any, k: int
+  scores: Any, seen: Any, k: int, ties: str = 'index'
 ) -> tuple[jax.Array, jax.Array]:
   """`top_items` on a device, leaving out what is seen.
 
@@ -191,10 +191,15 @@ def top_items_device(
     scores: float `[b, n]`.
     seen: Items to leave out, int `[b, length]`, padded with n.
     k: How many.
+    ties: See `rank_full`.
   """
   rows = jnp.arange(scores.shape[0])[:, None]
   scores = scores.at[rows, seen].set(-jnp.inf, mode='drop')
+  if ties == 'reverse':
+    scores = scores[:, ::-1]
   values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
+  if ties == 'reverse':
+    items = scores.shape[1] - 1 - items
   return jnp.where(values == -jnp.inf, -1, items), values
 
 
@@ -205,6 +210,7 @@ def rank_full(
   k: int,
   *,
   exclude_seen: bool = True,
+  ties: str = 'index',
   ignore_items: Any = (),
   block: int | None = None,
 ) -> Lists:
@@ -216,15 +222,20 @@ def rank_full(
     users: Rows of `train`.
     k: Length of lists, at most the number of items.
     exclude_seen: Leave out what a user has in `train`.
+    ties: Of equal scores the lower id comes first ('index') or the higher one
+      ('reverse'): where metrics of both differ, ties decide them. The rules of
+      `rank_candidates` need to know the test items.
     ignore_items: Never recommend these.
     block: Users at a time; None for blocks of some 30 MB.
 
   Returns:
-    Lists; equal scores are in the order of ids.
+    Lists.
 
   Raises:
-    ValueError: k is out of range, or a score is NaN.
+    ValueError: k is out of range, a score is NaN, or `ties` is unknown.
   """
+  if ties not in ('index', 'reverse'):
+    raise ValueError(f"ties is {ties!r}; expected 'index' or 'reverse'.")
   users = np.asarray(users)
   if not 1 <= k <= train.num_items:
     raise ValueError(
@@ -236,10 +247,15 @@ def rank_full(
     score_fn, train, users, exclude_seen, ignore_items, block
   ):
     if isinstance(scores, tuple):
-      found = top_items_device(*scores, k=k)
+      found = top_items_device(*scores, k=k, ties=ties)
       items[part], values[part] = (np.asarray(x) for x in found)
     else:
-      items[part], values[part] = top_items(scores, k)
+      if ties == 'reverse':
+        scores = np.ascontiguousarray(scores[:, ::-1])
+      found, values[part] = top_items(scores, k)
+      if ties == 'reverse':
+        found = np.where(found >= 0, train.num_items - 1 - found, -1)
+      items[part] = found
   return Lists(users, items, values)
 
 

@@ -24,6 +24,7 @@ class PairedTests(NamedTuple):
     normal: Whether both look normal to three tests, as in the study's code.
     chosen: 't' if they do, else 'wilcoxon'; 'equal' if a is b.
     p: p of the chosen test; NaN for equal vectors.
+    corrected: The same, corrected for all comparisons that were made together.
   """
 
   difference: float
@@ -34,27 +35,32 @@ class PairedTests(NamedTuple):
   normal: bool
   chosen: str
   p: float
+  corrected: float = float('nan')
 
 
 def paired_tests(
   a: Any,
   b: Any,
   *,
+  correction: str = 'holm',
   key: Any = None,
   resamples: int = 10_000,
   normal_at: float = 0.05,
-) -> PairedTests:
-  """Compares two methods by their metric of each user.
+) -> Any:
+  """Compares methods by their metric of each user.
 
   Args:
-    a: Metric of each user, `[u]`, of one method.
-    b: The same of the other, for the same users.
+    a: Metric of each user, `[u]`, of one method; or a mapping from names to
+      such vectors, for many methods.
+    b: The same of the one that they are compared with, for the same users.
+    correction: For many methods; see `correct`. One p needs none.
     key: JAX key of the bootstrap; `jax.random.key(0)` by default.
     resamples: Of the bootstrap.
     normal_at: Smallest p of the normality tests that passes.
 
   Returns:
-    All tests, and the one that the study's code would choose.
+    `PairedTests`: all tests, and the one that the study's code would choose.
+    For a mapping, name -> `PairedTests`, their p corrected together.
 
   Raises:
     ValueError: Shapes differ, there are fewer than three users, or NaNs.
@@ -64,6 +70,19 @@ def paired_tests(
     >>> paired_tests(a, a - 0.1 * a).difference.__round__(3)
     0.039
   """
+  options = {'key': key, 'resamples': resamples, 'normal_at': normal_at}
+  if not isinstance(a, Mapping):
+    return _paired(a, b, **options)
+  found = {name: _paired(vector, b, **options) for name, vector in a.items()}
+  adjusted = correct([test.p for test in found.values()], correction)
+  return {
+    name: test._replace(corrected=float(p))
+    for (name, test), p in zip(found.items(), adjusted, strict=True)
+  }
+
+
+def _paired(a, b, key, resamples, normal_at):
+  """One method against one."""
   stats = optional.load('scipy.stats')
   a, b = _vector(a, 'a'), _vector(b, 'b')
   if a.shape != b.shape:
@@ -94,6 +113,7 @@ def paired_tests(
     normal=normal,
     chosen=chosen,
     p=tests[chosen][1],
+    corrected=tests[chosen][1],
   )
 
 
@@ -238,13 +258,8 @@ def compare_all(
   """
   if baseline not in vectors:
     raise ValueError(f'baseline is {baseline!r}; there is {list(vectors)}.')
-  tests = {
-    name: paired_tests(vector, vectors[baseline], **options)
-    for name, vector in vectors.items()
-    if name != baseline
-  }
-  adjusted = correct([test.p for test in tests.values()], correction)
-  return {
-    name: (test, float(p))
-    for (name, test), p in zip(tests.items(), adjusted, strict=True)
-  }
+  others = {name: v for name, v in vectors.items() if name != baseline}
+  tests = paired_tests(
+    others, vectors[baseline], correction=correction, **options
+  )
+  return {name: (test, test.corrected) for name, test in tests.items()}

@@ -21,11 +21,11 @@ _FIRST = 64
 
 def slim_elastic_net(
   train: Interactions,
-  *,
   alpha: float = 1.0,
   l1_ratio: float = 0.1,
-  top_k: int | None = 100,
   tol: float = 1e-6,
+  *,
+  top_k: int | None = 100,
   max_iter: int = 2000,
   block: int = 256,
 ) -> ItemModel:
@@ -40,8 +40,8 @@ def slim_elastic_net(
     train: Interactions, not negative.
     alpha: Weight of the penalty.
     l1_ratio: Share of the absolute value in it, in (0, 1].
-    top_k: Weights kept of every item; None for all.
     tol: Largest change of a weight, over the largest weight, at the end.
+    top_k: Weights kept of every item; None for all.
     max_iter: Steps after which it ends anyway.
     block: Items at a time.
 

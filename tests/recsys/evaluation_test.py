@@ -281,8 +281,7 @@ class BadInputTest(parameterized.TestCase):
     options = {'top_k': 50} if 'top_k' in method.space else {}
     if 'factors' in method.space:
       options['factors'] = 2
-    if method.iterative:
-      options['epochs'] = 2
+    options |= {k: 2 for k in method.fixed if k.startswith('epochs')}
     if 'batch_size' in method.space:
       options['batch_size'] = 4
     model = recsys.fit(name, train, options, features=features)
@@ -338,6 +337,24 @@ class SignificanceTest(parameterized.TestCase):
       recsys.confidence_interval(difference), found.interval, rtol=0.08
     )
     self.assertLess(found.bootstrap, 1e-3)
+
+  def test_many_methods_are_corrected_together(self):
+    rng = np.random.default_rng(0)
+    b = rng.random(60)
+    a = {str(shift): b + rng.normal(shift, 0.1, 60) for shift in (0, 0.05, 1)}
+    found = recsys.paired_tests(a, b, correction='holm', resamples=10)
+    alone = {k: recsys.paired_tests(v, b, resamples=10) for k, v in a.items()}
+    raw = [test.p for test in alone.values()]
+    self.assertEqual([test.p for test in found.values()], raw)
+    np.testing.assert_allclose(
+      [test.corrected for test in found.values()], recsys.correct(raw)
+    )
+    self.assertEqual(alone['0'].corrected, alone['0'].p)
+    everything = recsys.compare_all({**a, 'b': b}, 'b', resamples=10)
+    self.assertEqual(everything['0.05'][0], found['0.05'])
+    self.assertEqual(everything['0.05'][1], found['0.05'].corrected)
+    with self.assertRaisesRegex(ValueError, 'method'):
+      recsys.paired_tests(a, b, correction='sidak', resamples=10)
 
   def test_equal_vectors_and_refusals(self):
     found = recsys.paired_tests(np.ones(5), np.ones(5))
@@ -413,7 +430,9 @@ class AuditTest(parameterized.TestCase):
     self.assertEqual(round(report.tau_train, 2), 0.87)
     self.assertEqual(round(report.tau_test, 2), 0.44)
     self.assertEqual(round(report.test['gini'], 2), 0.92)
-    self.assertLess(report.tau_test, 0.6)
+    self.assertLess(report.tau, 0.6)
+    self.assertEqual(report.gini, report.test['gini'])
+    self.assertEqual(report.shannon, report.test['shannon'])
     self.assertIn('popularity_shift', report.flags)
     full = recsys.union(parts['train'], parts['test'])
     train, test = recsys.split_user_fraction(0, full)

@@ -168,6 +168,7 @@ class FactorsTest(parameterized.TestCase):
   )
   def test_ials_golden(self, kind, scaling, epochs):
     model = recsys.ials(
+      None,
       recsys.from_dense(_DATA[kind]),
       factors=4,
       alpha=5.0,
@@ -189,7 +190,7 @@ class FactorsTest(parameterized.TestCase):
 
   def test_ials_on_a_device_equals_the_host(self):
     x = recsys.from_dense(_R)
-    host = recsys.ials(x, factors=4, epochs=1, seed=3)
+    host = recsys.ials(3, x, factors=4, epochs=1)
     items = 4**-0.5 * np.random.RandomState(3).random_sample((40, 4))
     items[x.item_counts() == 0] = 0
     items = jnp.asarray(items, jnp.float32)
@@ -200,7 +201,9 @@ class FactorsTest(parameterized.TestCase):
     np.testing.assert_allclose(users, host.users, rtol=2e-3, atol=2e-4)
 
   def test_cold_items_are_zero(self):
-    model = recsys.ials(recsys.from_dense(_R), factors=3, epochs=2)
+    model = recsys.ials(
+      jax.random.key(0), recsys.from_dense(_R), factors=3, epochs=2
+    )
     self.assertTrue((model.items[5] == 0).all())
     self.assertTrue(np.isfinite(model.items).all())
 

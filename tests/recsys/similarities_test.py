@@ -291,8 +291,8 @@ class LastfmTest(parameterized.TestCase):
       )
     elif name.startswith('iALS'):
       model = recsys.ials(
-        x, factors=16, alpha=5, reg=1e-3, epochs=10, scaling='log',
-        epsilon=0.1, seed=42, cold='keep',
+        42, x, factors=16, alpha=5, reg=1e-3, epochs=10, scaling='log',
+        epsilon=0.1, cold='keep',
       )  # fmt: skip
     elif name.startswith('EASE'):
       model = recsys.ease(x, l2=parameters['l2_norm'], top_k=parameters['topK'])
