@@ -6,6 +6,7 @@ from jaxpapers.osnet.architecture_search import (
   child_config,
   temperature_at,
 )
+from jaxpapers.osnet.attributes import AttributeMetrics, attribute_metrics
 from jaxpapers.osnet.augment import (
   RandomPatchPool,
   color_jitter,
@@ -23,11 +24,30 @@ from jaxpapers.osnet.config import (
   scaled,
   scaled_resolution,
 )
+from jaxpapers.osnet.datasets import (
+  CUHK03,
+  DATASETS,
+  MSMT17,
+  PA100K,
+  DukeMTMC,
+  Market1501,
+  ReIDDataset,
+  ReIDSplit,
+  image_folder,
+  merge,
+  open_reid,
+  relabel,
+)
 from jaxpapers.osnet.exchange import (
   from_torch_state_dict,
   load_torch_checkpoint,
   save_torch_checkpoint,
   to_torch_state_dict,
+)
+from jaxpapers.osnet.features import (
+  cached_features,
+  extract_features,
+  load_image,
 )
 from jaxpapers.osnet.folding import fold_batch_norm
 from jaxpapers.osnet.layers import (
@@ -44,6 +64,7 @@ from jaxpapers.osnet.losses import (
   mutual_learning,
   weighted_bce,
 )
+from jaxpapers.osnet.metrics import l2_normalize, pairwise_distance
 from jaxpapers.osnet.network import OSNet, OSNetOutput
 from jaxpapers.osnet.optimizers import (
   cosine_schedule,
@@ -53,10 +74,62 @@ from jaxpapers.osnet.optimizers import (
   scale_by_amsgrad_torch,
   step_schedule,
 )
+from jaxpapers.osnet.ranking import (
+  RankResult,
+  rank_metrics,
+  rank_metrics_from_distance,
+)
+from jaxpapers.osnet.rerank import (
+  alpha_query_expansion,
+  k_reciprocal_rerank,
+  k_reciprocal_rerank_features,
+)
+from jaxpapers.osnet.retrieval import nearest
 from jaxpapers.osnet.samplers import SampledSource, domain_sampler, pk_sampler
+from jaxpapers.osnet.single_shot import single_shot_cmc
 from jaxpapers.osnet.synth import make_benchmark, make_population, render
+from jaxpapers.osnet.verification import (
+  VerificationResult,
+  threshold_at_fpr,
+  tpr_at_fpr,
+  verification_roc,
+)
+from jaxpapers.osnet.visualize import activation_map, ranked_list
 
 __all__ = [
+  'AttributeMetrics',
+  'attribute_metrics',
+  'CUHK03',
+  'DATASETS',
+  'MSMT17',
+  'PA100K',
+  'DukeMTMC',
+  'Market1501',
+  'ReIDDataset',
+  'ReIDSplit',
+  'image_folder',
+  'merge',
+  'open_reid',
+  'relabel',
+  'cached_features',
+  'extract_features',
+  'load_image',
+  'l2_normalize',
+  'pairwise_distance',
+  'RankResult',
+  'rank_metrics',
+  'rank_metrics_from_distance',
+  'alpha_query_expansion',
+  'k_reciprocal_rerank',
+  'k_reciprocal_rerank_features',
+  'nearest',
+  'single_shot_cmc',
+  'VerificationResult',
+  'threshold_at_fpr',
+  'tpr_at_fpr',
+  'verification_roc',
+  'activation_map',
+  'ranked_list',
   'CONFIGS',
   'AggregationGate',
   'Complexity',
