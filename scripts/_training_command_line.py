@@ -20,6 +20,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import _command_line
@@ -95,8 +96,12 @@ class Run:
     return 0
 
 
-def start() -> Run:
+def start(free: Sequence[str] = ()) -> Run:
   """Joins the other processes and makes mesh and folder.
+
+  Args:
+    free: Names of the config that may differ from an earlier run in the
+      folder: of what is done after it, say.
 
   Returns:
     What the program needs.
@@ -114,7 +119,7 @@ def start() -> Run:
   except ValueError as error:
     raise _command_line.UsageError(str(error)) from error
   workdir = epath.Path(values.workdir).expanduser()
-  _keep_config(config, workdir)
+  _keep_config(config, workdir, free)
   return Run(config, workdir, mesh, console=not values.quiet)
 
 
@@ -131,7 +136,7 @@ def _config() -> ml_collections.ConfigDict:
     raise _command_line.UsageError(f'--config: cannot read {name!r}') from error
 
 
-def _keep_config(config, workdir: epath.Path) -> None:
+def _keep_config(config, workdir: epath.Path, free: Sequence[str]) -> None:
   """Writes the config beside the results; refuses to mix two runs."""
   path = workdir / 'config.json'
   text = config.to_json_best_effort(indent=2, sort_keys=True)
@@ -140,6 +145,7 @@ def _keep_config(config, workdir: epath.Path) -> None:
     changed = [
       name
       for name in sorted(before | now)
+      if name not in free
       # As text: NaN is not equal to itself.
       if json.dumps(before.get(name)) != json.dumps(now.get(name))
     ]

@@ -78,7 +78,7 @@ def main() -> int:
     space, splits, recipe = load(config)
   except (OSError, TypeError, ValueError, CorruptFileError) as error:
     raise _command_line.UsageError(_command_line.one_line(error)) from error
-  run = _training_command_line.start()
+  run = _training_command_line.start(free=('retrain',))
   _efficientnet_studies.check_run(run, splits and recipe.batch_size)
   objective = functools.partial(nas.reward, **config.objective)
   results = {}

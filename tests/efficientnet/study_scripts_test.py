@@ -144,6 +144,12 @@ class SearchTest(absltest.TestCase):
     for name in ('front', 'progress', 'costs'):
       content = (workdir / f'{name}.png').read_bytes()
       self.assertTrue(content.startswith(b'\x89PNG'))
+    # What is done with the result may change, what was searched may not.
+    again = scripts.run('efficientnet_search', *flags, '--config.retrain=2')
+    self.assertEqual(again.returncode, 0, again.stderr)
+    other = scripts.run('efficientnet_search', *flags, '--config.budget=91')
+    self.assertEqual(other.returncode, 2)
+    self.assertIn('budget was 90 there', other.stderr)
 
   @pytest.mark.slow
   def test_trains_a_population(self):
