@@ -16,7 +16,8 @@ from jaxpapers.osnet import config as config_lib
 from jaxpapers.osnet import exchange, features, network
 
 
-@dataclasses.dataclass(frozen=True)
+# Without eq: it is a key of compiled programs, its weights cannot be.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
   """A network with its weights.
 

@@ -82,7 +82,8 @@ def extract_features(
 
   Args:
     apply: `apply(variables, images [B, H, W, 3]) -> features [B, D]`, such as
-      `lambda v, x: net.apply(v, x).features`.
+      `lambda v, x: net.apply(v, x).features`. Hashable: the same function is
+      compiled once.
     variables: Of the network.
     paths: Of the files, [n].
     hw: Height and width that they are resized to.
@@ -113,7 +114,6 @@ def extract_features(
     raise ValueError(f'batch_size is {batch_size}; expected 1 or more.')
   shards = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
   size = -(-min(batch_size, len(paths)) // shards) * shards
-  compute = jax.jit(lambda v, x: _features(apply, v, x, flip))
   place = jnp.asarray
   if mesh is not None:
     spec = jax.sharding.PartitionSpec
@@ -133,7 +133,7 @@ def extract_features(
         raise error
       unreadable(index, error)
       lost.append(index)
-    out.append(compute(variables, place(pixels)))
+    out.append(_features(apply, variables, place(pixels), flip))
     if len(out) > 2:  # Two batches ahead, not all of them.
       jax.block_until_ready(out[-3])
     bar.update(min(size, len(paths) - start))
@@ -151,6 +151,7 @@ def extract_features(
   return features
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def _features(apply, variables, pixels, flip):
   x = augment.normalize(pixels)
   out = apply(variables, x)
