@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,7 +205,7 @@ def embed(
     'batch_size': values.batch_size,
     'num_threads': values.threads,
     'unreadable': unreadable,
-    'progress': True,
+    'progress': sys.stderr.isatty(),
   }
   try:
     if cache := _cache_folder(values.cache):

@@ -39,7 +39,7 @@ th, td { padding: 5px 14px; border: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 .scroll { overflow-x: auto; }
 .charts { display: grid; gap: 14px;
-  grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); }
 .charts > div { background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; padding: 10px 12px; } .charts h3 { margin: 0 0 4px; }
 svg { width: 100%; height: auto; } .grid { stroke: var(--line); }
@@ -52,7 +52,8 @@ svg { width: 100%; height: auto; } .grid { stroke: var(--line); }
 .list { display: flex; gap: 8px; overflow-x: auto; padding: 8px;
   background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   margin: 6px 0; }
-figure { margin: 0; flex: none; text-align: center; font-size: 12px;
+figure { margin: 0; flex: none; text-align: center; font-size: 11px;
+  max-width: 84px;
   line-height: 1.3; }
 figure img { display: block; height: 128px; border: 4px solid var(--dim);
   border-radius: 3px; image-rendering: auto; }
@@ -257,7 +258,7 @@ def _operating_points(result):
     {
       'other people accepted': f'{100 * p["fpr"]:g} %',
       'same person accepted': f'{100 * p["tpr"]:.1f} %',
-      'distance at most': f'{p["threshold"]:.4g}',
+      'distance at most': f'{p["threshold"]:.4g}' if p['tpr'] else 'none',
     }
     for p in _osnet_evaluation.operating_points(result.roc)
   ]
@@ -350,7 +351,7 @@ def _found(model, result, query, dist, top):
 
 
 def _who(side, i):
-  return f'id {side.pids[i]}, camera {side.camids[i] + 1}'
+  return f'id {side.pids[i]}, cam {side.camids[i] + 1}'
 
 
 def _figure(image: Any, caption: str, kind: str) -> str:

@@ -97,6 +97,7 @@ _OUTPUT = flags.DEFINE_string(
 def main() -> None:
   """Evaluates on each data set."""
   _command_line.use_compilation_cache(flags.FLAGS.compilation_cache)
+  _check_flags()
   model = _osnet_model.load()
   output = files.as_path(_OUTPUT.value)
   opened = _open(model, output)
@@ -159,20 +160,33 @@ def main() -> None:
   print(f'Wrote {output / "report.html"}')
 
 
-def _open(model, output):
-  """The data sets that the flags name."""
-  own = bool(_QUERY.value), bool(_GALLERY.value)
-  if any(own) != all(own):
+def _check_flags():
+  """Refuses flags that do not fit, before anything is read."""
+  if bool(_QUERY.value) != bool(_GALLERY.value):
     raise _command_line.UsageError(
       '--query and --gallery: one is missing; give both folders'
     )
-  if not any(own) and not _DATASET.value:
+  if not _QUERY.value and not _DATASET.value:
     raise _command_line.UsageError(
       '--dataset is missing; or give --query and --gallery'
     )
+  known = (*datasets.DATASETS, 'synthetic')
+  for name in _DATASET.value:
+    if name not in known:
+      raise _command_line.UsageError(
+        f'--dataset: {name!r} is none of {", ".join(known)}'
+      )
+    if name != 'synthetic' and not _DATA.value:
+      raise _command_line.UsageError(
+        f'--data is missing; give the folder that holds {name}'
+      )
+
+
+def _open(model, output):
+  """The data sets that the flags name."""
   try:
     found = [_open_one(name, model, output) for name in _DATASET.value]
-    if any(own):
+    if _QUERY.value:
       query, gallery = (
         datasets.image_folder(folder, _PATTERN.value)
         for folder in (_QUERY.value, _GALLERY.value)
@@ -183,7 +197,7 @@ def _open(model, output):
       )
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--{"query" if any(own) else "data"}: {_command_line.one_line(error)}'
+      f'--{"query" if _QUERY.value else "data"}: {_command_line.one_line(error)}'
     ) from error
   return found
 
@@ -200,15 +214,6 @@ def _open_one(name, model, output):
       synth.write_market_folder(folder, benchmark)
       data_lib.write_file(folder / 'complete', '')
     return datasets.Market1501(folder)._replace(name='synthetic')
-  if name not in datasets.DATASETS:
-    raise _command_line.UsageError(
-      f'--dataset: {name!r} is none of {", ".join(datasets.DATASETS)},'
-      ' synthetic'
-    )
-  if not _DATA.value:
-    raise _command_line.UsageError(
-      f'--data is missing; give the folder that holds {name}'
-    )
   if name == 'market1501' and _DISTRACTORS.value:
     return datasets.Market1501(_DATA.value, distractors=True)
   return datasets.open_reid(

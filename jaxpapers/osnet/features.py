@@ -126,18 +126,19 @@ def extract_features(
   lost: list[int] = []
   import tqdm
 
-  bar = tqdm.tqdm(total=len(paths), desc='features', disable=not progress)
-  for start, pixels, errors in _batches(paths, hw, size, num_threads):
-    for index, error in errors:
-      if unreadable is None:
-        raise error
-      unreadable(index, error)
-      lost.append(index)
-    out.append(_features(apply, variables, place(pixels), flip))
-    if len(out) > 2:  # Two batches ahead, not all of them.
-      jax.block_until_ready(out[-3])
-    bar.update(min(size, len(paths) - start))
-  bar.close()
+  with tqdm.tqdm(
+    total=len(paths), desc='features', disable=not progress, leave=False
+  ) as bar:
+    for start, pixels, errors in _batches(paths, hw, size, num_threads):
+      for index, error in errors:
+        if unreadable is None:
+          raise error
+        unreadable(index, error)
+        lost.append(index)
+      out.append(_features(apply, variables, place(pixels), flip))
+      if len(out) > 2:  # Two batches ahead, not all of them.
+        jax.block_until_ready(out[-3])
+      bar.update(min(size, len(paths) - start))
   features = np.concatenate([np.asarray(x, np.float32) for x in out])
   features = features[: len(paths)]
   if features.ndim != 2:
