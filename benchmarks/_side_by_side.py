@@ -21,6 +21,11 @@ from absl import app
 
 Times = dict[str, list[float]]
 
+# Threads of OpenMP (torch's) would go on spinning for a while after each call,
+# on the processors that are ours when it is our turn. Read when torch starts.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+os.environ.setdefault('KMP_BLOCKTIME', '0')
+
 
 def has(*names: str) -> bool:
   """Whether all these packages are installed."""

@@ -243,6 +243,8 @@ def _step():
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      # Its threads would go on spinning while it is our turn.
+      env={'OMP_WAIT_POLICY': 'PASSIVE', 'KMP_BLOCKTIME': '0', **os.environ},
     )
     if peer.stdout.readline().strip() != 'ready':
       raise RuntimeError('the peer did not start; see its message above')

@@ -162,6 +162,29 @@ class ProductKeyTopkTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'recall is 0'):
       retrieval.product_key_topk(q, keys, k, recall=0.0)
 
+  @parameterized.parameters((64, 2), (32, 4), (12, 3), (512, 16), (30, 7))
+  def test_top_of_thinned_rows_is_the_top_of_all(self, n, k):
+    random = np.random.default_rng(n)
+    scores = random.standard_normal((200, n)).astype(np.float32)
+    scores[:50] = (
+      np.round(2 * scores[:50]) / 2
+    )  # Ties, and zeros of both signs.
+    scores[50:60] = 1.5
+    scores[60:90][random.random((30, n)) < 0.05] = np.nan
+    scores[90:120][random.random((30, n)) < 0.3] = np.inf
+    scores[120:150][random.random((30, n)) < 0.9] = -np.inf
+    scores[150:160] *= 3e38 / np.abs(scores[150:160]).max()
+    thinned = np.asarray(
+      jax.jit(retrieval._without_hopeless, static_argnums=1)(scores, k)
+    )
+    expected = jax.lax.top_k(scores, k)
+    for got, want in zip(jax.lax.top_k(thinned, k), expected):
+      np.testing.assert_array_equal(got, want)
+      np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
+    if n >= 8 * k:  # It is of use: most of a plain row is gone.
+      gone = np.isneginf(thinned[160:]).mean()
+      self.assertGreater(gone, 1 - 2 * k / n)
+
   def test_addressing_loss(self):
     rng = np.random.default_rng(0)
     q = rng.standard_normal((5, 2, 2, 3)).astype(np.float32)
