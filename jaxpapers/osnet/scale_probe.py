@@ -113,6 +113,7 @@ def run_probe(
   learning_rate: float = 4e-3,
   size: int = 24,
   test_images: int = 2000,
+  init: str = 'torch',
 ) -> ProbeResult:
   """Trains blocks and tests them: Adam, the rate a cosine, new images always.
 
@@ -124,22 +125,30 @@ def run_probe(
     learning_rate: The first.
     size: Of the images.
     test_images: How many the accuracy is of.
+    init: 'torch': all weights are drawn as torch's layers draw them, uniform
+      within 1 / sqrt(inputs), as for a block that is taken out of torchreid.
+      'paper': as in the network, where kernels follow their outputs.
 
   Returns:
     The result.
+
+  Raises:
+    ValueError: If `init` is neither.
 
   Example:
     >>> result = run_probe(OSNetConfig(streams=(1,)), (0, 1), steps=2)
     >>> result.accuracy.shape
     (2, 4)
   """
+  if init not in ('torch', 'paper'):
+    raise ValueError(f"init is {init!r}; expected 'torch' or 'paper'.")
   rounds = -(-test_images // batch)
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-  return _run(cfg, keys, steps, batch, learning_rate, size, rounds)
+  return _run(cfg, keys, steps, batch, learning_rate, size, rounds, init)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 5, 6))
-def _run(cfg, keys, steps, batch, learning_rate, size, rounds):
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 5, 6, 7))
+def _run(cfg, keys, steps, batch, learning_rate, size, rounds, init):
   model = Probe(cfg)
   schedule = optax.cosine_decay_schedule(learning_rate, steps)
   tx = optax.adam(schedule)
@@ -173,6 +182,8 @@ def _run(cfg, keys, steps, batch, learning_rate, size, rounds):
     init_key, train_key, test_key = jax.random.split(key, 3)
     variables = model.init(init_key, jnp.zeros((1, size, size, 1)))
     params, statistics = variables['params'], variables['batch_stats']
+    if init == 'torch':
+      params = _as_torch(jax.random.fold_in(init_key, 1), params)
     (params, statistics, _), losses = jax.lax.scan(
       step,
       (params, statistics, tx.init(params)),
@@ -187,3 +198,24 @@ def _run(cfg, keys, steps, batch, learning_rate, size, rounds):
   # Kernels of their own for each member are slow convolutions on a CPU, which
   # `vmap` would ask for.
   return jax.lax.map(one, keys)
+
+
+def _as_torch(key, params):
+  """Draws kernels, and the biases beside them, as torch's layers do."""
+  layers = jax.tree_util.tree_leaves_with_path(params)
+  names = {jax.tree_util.keystr(path): leaf for path, leaf in layers}
+
+  def draw(path, leaf):
+    kernel = names.get(jax.tree_util.keystr((*path[:-1], _KERNEL)))
+    if kernel is None:  # A norm.
+      return leaf
+    limit = 1 / np.sqrt(np.prod(kernel.shape[:-1]))
+    number = list(names).index(jax.tree_util.keystr(path))
+    return jax.random.uniform(
+      jax.random.fold_in(key, number), leaf.shape, leaf.dtype, -limit, limit
+    )
+
+  return jax.tree_util.tree_map_with_path(draw, params)
+
+
+_KERNEL = jax.tree_util.DictKey('kernel')
