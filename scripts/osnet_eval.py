@@ -197,7 +197,8 @@ def _open(model, output):
       )
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--{"query" if _QUERY.value else "data"}: {_command_line.one_line(error)}'
+      f'--{"query" if _QUERY.value else "data"}:'
+      f' {_command_line.one_line(error)}'
     ) from error
   return found
 
