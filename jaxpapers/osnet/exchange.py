@@ -4,6 +4,7 @@ Names are those of torchreid's `osnet.py` ('torchreid') and `osnet_ain.py`
 ('ain'); they differ in how streams and transitions are called.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -176,6 +177,7 @@ def to_torch_state_dict(
   return out
 
 
+@functools.lru_cache(32)
 def expected(cfg: OSNetConfig, num_classes: int = 0) -> dict[str, Any]:
   """Shapes and types of a network's variables.
 
@@ -184,7 +186,7 @@ def expected(cfg: OSNetConfig, num_classes: int = 0) -> dict[str, Any]:
     num_classes: Outputs of its classifier.
 
   Returns:
-    Tree of ShapeDtypeStructs.
+    Tree of ShapeDtypeStructs; not to be changed, since it is kept.
   """
   side = max(64, 2 * smallest_side(cfg))
   x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
