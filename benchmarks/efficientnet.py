@@ -113,6 +113,8 @@ class _Peer:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      # Its threads would go on spinning while it is our turn.
+      env={'OMP_WAIT_POLICY': 'PASSIVE', 'KMP_BLOCKTIME': '0', **os.environ},
     )
     self.about = json.loads(self._process.stdout.readline())
 
