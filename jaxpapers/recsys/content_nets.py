@@ -122,6 +122,27 @@ def start_state(optimizer: str, params: Any) -> Any:
   return _OPTIMIZERS[optimizer](0.0).init(params)
 
 
+def draw_batches(
+  key: Any, n: int, batch_size: int, steps: int, cover: bool
+) -> jax.Array:
+  """Items of the batches of an epoch, int32 `[steps, batch_size]`.
+
+  Args:
+    key: Of the order.
+    n: Number of items.
+    batch_size: Items of a batch.
+    steps: Batches.
+    cover: Whether the batches are parts of one order of all items, so that an
+      epoch covers them. CVAE's code draws each batch anew, without repetition
+      within it: more than a third of the items are in no batch of an epoch.
+  """
+  if cover:
+    rows = jnp.resize(jax.random.permutation(key, n), steps * batch_size)
+    return rows.reshape(steps, batch_size)
+  keys = jax.random.split(key, steps)
+  return jax.vmap(lambda k: jax.random.permutation(k, n)[:batch_size])(keys)
+
+
 @functools.partial(
   jax.jit,
   static_argnames=('loss', 'optimizer', 'batch_size', 'steps', 'cover'),
@@ -153,22 +174,13 @@ def train_epoch(
     optimizer: 'adam' or 'adadelta'.
     batch_size: Items of a batch.
     steps: Batches.
-    cover: Whether the batches are parts of one order of all items, so that an
-      epoch covers them. CVAE's code draws each batch anew, without repetition
-      within it: about a third of the items are in no batch of an epoch.
+    cover: See `draw_batches`.
 
   Returns:
     New parameters and state.
   """
-  n = number_of_rows(data)
   order, noise = jax.random.split(key)
-  if cover:
-    rows = jnp.resize(jax.random.permutation(order, n), steps * batch_size)
-    rows = rows.reshape(steps, batch_size)
-  else:
-    rows = jax.vmap(lambda k: jax.random.permutation(k, n)[:batch_size])(
-      jax.random.split(order, steps)
-    )
+  rows = draw_batches(order, number_of_rows(data), batch_size, steps, cover)
 
   def step(carry, given):
     params, state = carry

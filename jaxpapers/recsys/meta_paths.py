@@ -134,7 +134,7 @@ def make_paths(
   tables = _solve(
     jnp.asarray(has), jnp.asarray(types), jnp.asarray(linked, bool),
     jnp.asarray(u @ m.T), jnp.asarray(m @ t.T), jnp.asarray(u @ u.T),
-    min(instances + 1, items),
+    min(max(instances + 1, 3), items),
   )  # fmt: skip
   nodes = np.concatenate([features, np.zeros_like(features[:1])])
   return Paths(*tables, jnp.asarray(nodes))
@@ -184,9 +184,9 @@ def _solve(has, types, linked, user_item, item_type, user_user, k):
       has.T & mine[:, None], to_item[:, None] + user_item.T, _NONE
     )
     by_item = _two_best(value, jnp.broadcast_to(item_ids[:, None], value.shape))
-    # u-m-t-m': two best of each type, then over the types of m'.
-    value = by_type[0][:, :2, None] + item_type.T[:, None]
-    first = jnp.broadcast_to(by_type[1][:, :2, None], value.shape)
+    # u-m-t-m': three of each type, one of which may be m', then over types.
+    value = by_type[0][:, :3, None] + item_type.T[:, None]
+    first = jnp.broadcast_to(by_type[1][:, :3, None], value.shape)
     value = jnp.where(types.T[:, None] & (first != item_ids), value, _NONE)
     kind = jnp.broadcast_to(jnp.arange(num_types)[:, None, None], value.shape)
     flat = (-1, num_items)

@@ -1,0 +1,214 @@
+"""Tests of SpectralCF and of the filter of the graph."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxpapers import recsys
+from jaxpapers.recsys import methods, sampling, spectrum
+from jaxpapers.recsys import spectral_cf_network as network
+from jaxpapers.recsys.tf1_optimizers import rmsprop_tf1
+from tests.helpers import data, goldens
+
+_GOLDEN = {
+  name.removeprefix('spectralcf/'): value
+  for name, value in goldens.load_npz('recsys', 'neural_tf1.npz').items()
+  if name.startswith('spectralcf/')
+}
+_X = recsys.from_dense(_GOLDEN['R'])
+
+
+def _weights():
+  names = {
+    'user_embedding': 'user_embeddings',
+    'item_embedding': 'item_embeddings',
+    **{f'filter_{k}': f'filter_{k}' for k in range(3)},
+  }
+  return names, {
+    ours: jnp.asarray(
+      goldens.normal(f'spectralcf/{name}', _GOLDEN[f'grad/{name}'].shape, 0.3),
+      jnp.float32,
+    )
+    for ours, name in names.items()
+  }
+
+
+class SpectrumTest(parameterized.TestCase):
+  @parameterized.parameters('symmetric', 'general')
+  def test_golden(self, solver):
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # No eigenvalue occurs twice here.
+      operator = recsys.spectral_operator(_X, solver=solver)
+    np.testing.assert_allclose(operator, _GOLDEN['A_hat'], atol=2e-6)
+
+  def test_paper_differs_from_code(self):
+    links = spectrum.adjacency(_X)
+    degree = links.sum(1, keepdims=True)
+    expected = 2 * np.eye(len(links)) - links / degree
+    operator = recsys.spectral_operator(_X, mode='paper')
+    np.testing.assert_allclose(operator, expected, atol=1e-6)
+    # The study found the same: up to 1.1 in an entry of this graph.
+    self.assertGreater(np.abs(operator - _GOLDEN['A_hat']).max(), 1)
+
+  def test_repeated_eigenvalues_warn(self):
+    twins = recsys.from_dense(np.repeat(_GOLDEN['R'], 2, 0))
+    with self.assertWarnsRegex(UserWarning, 'occur more than once'):
+      operator = recsys.spectral_operator(twins)
+    self.assertTrue(np.isfinite(operator).all())
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      recsys.spectral_operator(twins, mode='paper')
+      recsys.spectral_operator(twins, warn=False)
+
+  def test_refusals(self):
+    with self.assertRaisesRegex(ValueError, 'mode is'):
+      recsys.spectral_operator(_X, mode='theirs')
+    with self.assertRaisesRegex(ValueError, 'solver is'):
+      recsys.spectral_operator(_X, solver='qr')
+
+
+class SpectralCFTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.names, cls.params = _weights()
+    module = network.SpectralCF(9, 12, 4, 3)
+    triples = [_GOLDEN[name] for name in ('users', 'pos', 'neg')]
+
+    def embed(params):
+      return module.apply({'params': params}, _GOLDEN['A_hat'])
+
+    def loss(params):
+      return network.spectral_loss(*embed(params), *triples, 1e-3)
+
+    cls.embed = staticmethod(jax.jit(embed))
+    cls.loss = staticmethod(jax.jit(jax.value_and_grad(loss)))
+
+  def ratings(self, params):
+    users, items = self.embed(params)
+    return (users @ items.T)[_GOLDEN['users']]
+
+  def test_golden(self):
+    np.testing.assert_allclose(
+      self.ratings(self.params), _GOLDEN['all_ratings'], rtol=1e-5
+    )
+    loss, gradients = self.loss(self.params)
+    np.testing.assert_allclose(loss, _GOLDEN['loss'], rtol=1e-6)
+    for ours, name in self.names.items():
+      expected = _GOLDEN[f'grad/{name}']
+      np.testing.assert_allclose(
+        gradients[ours], expected, atol=1e-5 * np.abs(expected).max()
+      )
+
+  def test_golden_steps(self):
+    optimizer = rmsprop_tf1(1e-3)
+    params, losses = self.params, []
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for _ in range(4):
+      loss, gradients = self.loss(params)
+      losses.append(loss)
+      updates, state = update(gradients, state)
+      params = jax.tree.map(jnp.add, params, updates)
+    np.testing.assert_allclose(
+      losses, _GOLDEN['loss_before_each_rmsprop_step'], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+      self.ratings(params), _GOLDEN['all_ratings_after_4_steps'], atol=2e-6
+    )
+
+
+class FitTest(absltest.TestCase):
+  def test_an_epoch_is_one_batch(self):
+    # Whatever the size of the data: so it is in the authors' code.
+    seen = []
+    fit = functools.partial(
+      recsys.spectral_cf, _X, dim=4, layers=2, batch_size=5, learning_rate=0.1
+    )
+
+    class Monitor:
+      every = 2
+
+      def __call__(self, epoch, model):
+        seen.append((epoch, model))
+        return True
+
+    model = fit(epochs=4, min_epochs=3, monitor=Monitor())
+    self.assertEqual([epoch for epoch, _ in seen], [2, 4])
+    start, key = jax.random.split(jax.random.key(0))
+    module = network.SpectralCF(9, 12, 4, 2)
+    operator = jnp.asarray(recsys.spectral_operator(_X))
+    params = network._init(module, start, operator)
+    params, state = network._steps(
+      key,
+      sampling.put(_X),
+      operator,
+      params,
+      rmsprop_tf1(0.0).init(params),
+      jnp.array([0.1, 1e-3]),
+      module,
+      5,
+      2,
+    )
+    self.assertEqual(int(state.count), 2)
+    two = network._model(module, params, operator)
+    np.testing.assert_allclose(seen[0][1].users, two.users, atol=1e-6)
+    np.testing.assert_array_equal(seen[1][1].items, model.items)
+    self.assertGreater(np.abs(model.items - two.items).max(), 1e-3)
+    scores = recsys.score(model, _X, np.arange(9))
+    self.assertEqual(scores.shape, (9, 12))
+
+  def test_as_method(self):
+    method = methods.find('spectral_cf')
+    self.assertEqual(method.family, 'neural')
+    self.assertEqual(method.fixed['min_epochs'], 400)
+    self.assertFalse(method.scores_new_users)
+    self.assertEqual(
+      set(method.space),
+      {'batch_size', 'dim', 'decay', 'learning_rate', 'layers'},
+    )
+
+  def test_refusals(self):
+    with self.assertRaisesRegex(ValueError, 'layers is 0'):
+      recsys.spectral_cf(_X, layers=0)
+    with self.assertRaisesRegex(ValueError, '21 nodes'):
+      recsys.spectral_cf(_X, max_bytes=100)
+    with self.assertRaisesRegex(ValueError, r'expected \(21, 21\)'):
+      recsys.spectral_cf(_X, operator=np.eye(3))
+
+
+class FindingTest(absltest.TestCase):
+  @pytest.mark.nightly
+  def test_random_split_is_not_won(self):
+    # As in the study, on the smaller MovieLens: about as good as popularity,
+    # and far from linear models, with the authors' parameters.
+    path = data.require('recsys', 'ml100k.npz')
+    with np.load(path) as file:
+      keep = file['rating'] >= 4
+      x = recsys.interactions(file['user'][keep], file['item'][keep])
+    train, test = recsys.split_user_fraction(0, x, 0.8)
+    recall = {}
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      for name, parameters in (
+        ('TopPopular', {}),
+        ('EASE_R', {'l2': 300}),
+        ('SpectralCF', {'epochs': 600}),
+      ):
+        model = recsys.fit(name, train, parameters)
+        result = recsys.evaluate_model(
+          model, train, test, (20,), metrics=('recall',)
+        )
+        recall[name] = result.mean('recall', 20)
+    print(recall)
+    self.assertLess(recall['SpectralCF'], recall['TopPopular'] + 0.02)
+    self.assertGreater(recall['EASE_R'], recall['SpectralCF'] + 0.05)
+
+
+if __name__ == '__main__':
+  absltest.main()
