@@ -318,7 +318,7 @@ methods.register(
     'CDL',
     cdl,
     {},
-    {'epochs': 200},
+    {'epochs': 200, 'factors': 50, 'layer_epochs': 200, 'last_sweeps': 100},
     needs_features=True,
     random=True,
     iterative=True,
