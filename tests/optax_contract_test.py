@@ -15,7 +15,7 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxpapers import efficientnet, layca, product_keys
+from jaxpapers import efficientnet, layca, osnet, product_keys
 from jaxpapers.recsys import tf1_optimizers
 from jaxpapers.training import optimizers
 from tests.helpers import broken_transforms, devices, optax_contract
@@ -70,6 +70,16 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
       schedule='constant',
       warmup_epochs=0,
     )
+  ),
+  'osnet_finetune': lambda learning_rate: osnet.osnet_finetune(
+    2, 2, learning_rate, fixed_epochs=0
+  )[0],
+  'osnet_from_scratch': lambda learning_rate: osnet.osnet_from_scratch(
+    2, 2, learning_rate
+  )[0],
+  'osnet_freeze_base': lambda learning_rate: optax.chain(
+    osnet.freeze_base(osnet.scale_by_amsgrad_torch(), ('dense',), until_step=1),
+    optax.scale_by_learning_rate(learning_rate),
   ),
   'fairseq_adam': optimizers.fairseq_adam,
   'fairseq_adam_no_bias_ln': functools.partial(
