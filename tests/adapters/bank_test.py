@@ -92,10 +92,10 @@ class BankTest(absltest.TestCase):
     self.assertEqual(logits.shape, (8, 5))
     self.check(logits, MIXED)
 
-  def padded_and_not(self, activation, make):
+  def padded_and_not(self, activation, make, dtype=jnp.float32):
     """What three sizes give in a bank of the largest, and by themselves."""
     rng = np.random.default_rng(1)
-    x = jnp.asarray(make(rng, (4, 3, 6)), jnp.float32)
+    x = jnp.asarray(make(rng, (4, 3, 6)), dtype)
     tasks, wanted = {}, {}
     for m in (1, 5, 9):
       shapes = {
@@ -103,7 +103,7 @@ class BankTest(absltest.TestCase):
         'up': {'kernel': (m, 6), 'bias': (6,)},
       }
       params = jax.tree.map(
-        lambda shape: jnp.asarray(make(rng, shape), jnp.float32),
+        lambda shape: jnp.asarray(make(rng, shape), dtype),
         shapes,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
       )
@@ -139,6 +139,12 @@ class BankTest(absltest.TestCase):
       np.testing.assert_allclose(
         found, wanted, rtol=0, atol=2 * float(np.spacing(np.float32(largest)))
       )
+    with jax.enable_x64(True):
+      for found, wanted in self.padded_and_not(
+        'gelu_tanh', normal, jnp.float64
+      ):
+        self.assertEqual(found.dtype, np.float64)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-14)
 
   def test_another_task_changes_nothing_for_the_others(self):
     first = {n: t for n, t in self.tasks.items() if n != 'spam'}
