@@ -364,9 +364,8 @@ def fit(
     state = _load_weights(config, problem, state)
   embedder = Embedder(config, problem, run.mesh)
   per_epoch = problem.steps_per_epoch
-  every = max(1, round(config.evaluate_every * per_epoch)) or 1
-  if not config.evaluate_every:
-    every = problem.num_steps
+  # 0: at the end only.
+  every = round(config.evaluate_every * per_epoch) or problem.num_steps
 
   def evaluation(test):
     return training.Evaluation(

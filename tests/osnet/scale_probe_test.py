@@ -74,6 +74,7 @@ class StreamsTest(parameterized.TestCase):
 
 
 class ProbeTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_few_steps(self):
     cfg = OSNetConfig(streams=(1,))
     options = {'steps': 4, 'batch': 8, 'size': 12, 'test_images': 8}
