@@ -1,6 +1,8 @@
 """Tests of SpectralCF and of the filter of the graph."""
 
 import functools
+import pathlib
+import tempfile
 import warnings
 
 import jax
@@ -13,7 +15,7 @@ from jaxpapers import recsys
 from jaxpapers.recsys import methods, sampling, spectrum
 from jaxpapers.recsys import spectral_cf_network as network
 from jaxpapers.recsys.tf1_optimizers import rmsprop_tf1
-from tests.helpers import data, goldens
+from tests.helpers import data, goldens, scripts
 
 _GOLDEN = {
   name.removeprefix('spectralcf/'): value
@@ -180,6 +182,34 @@ class FitTest(absltest.TestCase):
       recsys.spectral_cf(_X, max_bytes=100)
     with self.assertRaisesRegex(ValueError, r'expected \(21, 21\)'):
       recsys.spectral_cf(_X, operator=np.eye(3))
+
+
+class ProgramsTest(absltest.TestCase):
+  @pytest.mark.slow
+  def test_evaluate_and_recommend(self):
+    with tempfile.TemporaryDirectory() as folder:
+      ratings = pathlib.Path(folder) / 'ratings.csv'
+      rng = np.random.default_rng(0)
+      pairs = np.argwhere(rng.random((30, 20)) < 0.3)
+      lines = [f'u{user},i{item},5' for user, item in pairs]
+      ratings.write_text('user,item,rating\n' + '\n'.join(lines) + '\n')
+      flags = (
+        f'--interactions={ratings}',
+        '--method=spectral_cf',
+        '--set=epochs=6',
+        '--set=dim=4',
+        '--set=layers=2',
+      )
+      done = scripts.run('recsys_evaluate', *flags, '--baselines=none')
+      self.assertEqual(done.returncode, 0, done.stderr)
+      self.assertIn('SpectralCF (', done.stdout)
+      self.assertIn('users per second', done.stdout)
+      done = scripts.run('recsys_recommend', *flags, '--users=u1', '--top_n=3')
+      self.assertEqual(done.returncode, 0, done.stderr)
+      rows = done.stdout.strip().splitlines()
+      self.assertLen(rows, 4)
+      had = {f'i{item}' for user, item in pairs if user == 1}
+      self.assertEmpty({row.split(',')[2] for row in rows[1:]} & had)
 
 
 class FindingTest(absltest.TestCase):
