@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxpapers.recsys import optional
 from jaxpapers.recsys.data import Interactions
+from jaxpapers.recsys.gram import symmetric_gram
 from jaxpapers.recsys.models import ItemModel
 from jaxpapers.recsys.similarities import top_k_columns
 
@@ -101,16 +102,9 @@ def _host_ease(train, l2, dtype):
   return weights
 
 
-def dense_gram(train: Interactions, block: int = 512) -> np.ndarray:
+def dense_gram(train: Interactions) -> np.ndarray:
   """R'R as a dense float32 matrix, `[num_items, num_items]`."""
-  n = train.num_items
-  left, right = train.csr.T.tocsr(), train.csr.tocsc()
-  gram = np.empty((n, n), np.float32)
-  for first in range(0, n, block):
-    gram[:, first : first + block] = (
-      left @ right[:, first : first + block].toarray()
-    )
-  return gram
+  return symmetric_gram(train.csr)
 
 
 def device_gram(train: Interactions, block: int | None = None) -> jax.Array:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys.data import Interactions
+from jaxpapers.recsys.gram import BLOCK, symmetric_gram
 
 KINDS = (
   'cosine',
@@ -38,6 +39,8 @@ KINDS = (
   'euclidean',
 )
 _SETS = ('jaccard', 'dice', 'tversky')
+# Items up to which all products are kept on the host: 256 MB.
+_WHOLE = 8192
 _EPS = 1e-6
 # Largest matrix of interactions that is laid out densely on an accelerator.
 DENSE_BYTES = 16e9
@@ -238,7 +241,8 @@ def similarity_blocks(
   Args:
     x: `Interactions`, or a scipy sparse or dense matrix, `[rows, n]`.
     kind: One of `KINDS`.
-    block: Columns at a time. Memory is 4 * n * block bytes, a few times.
+    block: Columns at a time. Memory is 4 * n * block bytes, a few times, and
+      4 * n * n for up to 8192 columns.
     row_weights: See `similarity`.
     average_row: See `similarity`.
     **options: What `from_gram` takes.
@@ -250,25 +254,29 @@ def similarity_blocks(
   x = _prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
   squares = x.multiply(x).sum(axis=0)
   norms = np.asarray(squares, np.float64).astype(np.float32)
-  left = (
-    x
-    if row_weights is None
-    else x.multiply(np.asarray(row_weights, np.float32)[:, None])
-  )
-  left = left.tocsr().T.tocsr()
-  columns = x.tocsc()
-  for first in range(0, x.shape[1], block):
-    dense = columns[:, first : first + block].toarray()
-    gram = left @ dense
+  n = x.shape[1]
+  # All products at once take half the time, where they fit.
+  whole = symmetric_gram(x, row_weights) if n <= _WHOLE else None
+  if whole is None:
+    left = x
+    if row_weights is not None:
+      left = x.multiply(np.asarray(row_weights, np.float32)[:, None])
+    left, columns = left.tocsr().T.tocsr(), x.tocsc()
+  for first in range(0, n, block):
+    some = slice(first, min(first + block, n))
+    if whole is None:
+      gram = left @ columns[:, some].toarray()
+    else:
+      gram = whole[some].T  # Its columns, each contiguous.
     weights = from_gram(
       gram,
       norms[:, None],
-      norms[None, first : first + block],
+      norms[None, some],
       kind,
       num_rows=x.shape[0] if average_row else 1,
       **options,
     )
-    inside = np.arange(dense.shape[1])
+    inside = np.arange(some.stop - first)
     weights[first + inside, inside] = 0
     yield first, np.asarray(weights, np.float32)
 
@@ -414,9 +422,9 @@ def similarity_top_k(
     and 4 * x.shape[0] * n <= DENSE_BYTES
   )
   if not device or k is None or options.get('row_weights') is not None:
-    # Two passes over a block have to fit into the cache of a core.
+    # Several passes over a block have to fit into the cache of a core.
     return sparse_top_k(
-      similarity_blocks(x, kind, block=min(block, 512), **options), k, n
+      similarity_blocks(x, kind, block=min(block, BLOCK), **options), k, n
     )
   return _device_top_k(x, kind, min(k, n), block, options)
 

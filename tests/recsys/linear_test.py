@@ -9,7 +9,15 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
-from jaxpapers.recsys import factors, implicit_als, linear, sampling, sgd, slim
+from jaxpapers.recsys import (
+  factors,
+  implicit_als,
+  linear,
+  sampling,
+  sgd,
+  slim,
+  slim_sweeps,
+)
 from tests.helpers import goldens
 
 _GOLDEN = goldens.load_npz('recsys', 'linear_small.npz')
@@ -97,6 +105,32 @@ class SlimTest(parameterized.TestCase):
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
     found = [b for _, b in slim._working_sets(gram.toarray(), settings, 16)]
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    found = [b for _, b in slim._dense_blocks(gram.toarray(), settings, 16)]
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+
+  def test_sweeps_over_blocks_while_columns_leave(self):
+    rng = np.random.default_rng(0)
+    x = (rng.random((150, 100)) < 0.15).astype(np.float32)
+    x[:, 1] = x[:, 0]  # Equal items need many sweeps.
+    gram = x.T @ x
+    columns = np.arange(100)[::-1]
+    seen = []
+    real = slim_sweeps._sweep
+
+    def sweep(*arguments):
+      seen.append(len(arguments[3]))
+      return real(*arguments)
+
+    with mock.patch.object(slim_sweeps, '_sweep', sweep):
+      with mock.patch.object(slim_sweeps, '_BLOCK', 32):
+        weights = slim_sweeps.sweep_columns(gram, columns, 0.3, 3.0)
+    self.assertEqual(sorted(set(seen)), [25, 50, 100])
+    gradient = gram @ weights + 3.0 * weights - gram[:, columns] + 0.3
+    gradient[columns, np.arange(100)] = 0
+    # The conditions of an optimum, up to float32 sums of some 50 terms.
+    np.testing.assert_allclose(gradient[weights > 0], 0, atol=1e-3)
+    self.assertGreater(gradient.min(), -1e-3)
+    self.assertTrue((weights[columns, np.arange(100)] == 0).all())
 
   def test_working_sets_grow(self):
     rng = np.random.default_rng(0)
