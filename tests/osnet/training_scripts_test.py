@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -153,6 +154,34 @@ class DataTest(parameterized.TestCase):
     self.assertEqual(recipe.model.options.streams, (1,))
     with self.assertRaisesRegex(script('_command_line').UsageError, "'T9'"):
       studies.recipe_of(config, 'T9', 0)
+
+  def test_search(self):
+    # The shapes of a step, as for compile_for_tpu.py.
+    config = ml_collections.ConfigDict(
+      {
+        'recipe': recipes.search_config(),
+        'search': {'start': 10.0, 'factor': 0.5, 'every': 20, 'least': 1.0},
+      }
+    )
+    options = config.recipe.model.options
+    options.channels, options.blocks_per_stage = (4, 8, 8), (1, 1)
+    options.streams, options.gate_reduction = (1,), 1
+    config.recipe.height, config.recipe.width = 32, 16
+    config = ml_collections.FrozenConfigDict(config)
+    data = script('_osnet_data').placeholder(config.recipe)
+    job, per_epoch, cfg = script('_osnet_studies').make_search_job(config, data)
+    self.assertEqual(per_epoch, 12_936 // 512)
+    self.assertEqual(cfg.stem_norm, 'instance')
+    state, batch = job.abstract()
+    self.assertEqual(state.params['conv2_0']['alpha'].shape, (4,))
+    loss, (new, metrics) = jax.eval_shape(
+      job.loss_fn, state.params, state.model_state, batch, jax.random.key(0)
+    )
+    self.assertEqual((loss.shape, loss.dtype), ((), 'float32'))
+    self.assertEqual(
+      jax.tree.structure(new), jax.tree.structure(state.model_state)
+    )
+    self.assertIn('temperature', metrics)
 
 
 class ScriptsTest(parameterized.TestCase):
