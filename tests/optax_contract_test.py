@@ -77,8 +77,13 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
   'osnet_from_scratch': lambda learning_rate: osnet.osnet_from_scratch(
     2, 2, learning_rate
   )[0],
+  # Of the trees here, the scale alone has to wait.
   'osnet_freeze_base': lambda learning_rate: optax.chain(
-    osnet.freeze_base(osnet.scale_by_amsgrad_torch(), ('dense',), until_step=1),
+    osnet.freeze_base(
+      osnet.scale_by_amsgrad_torch(),
+      ('dense', 'stack', 'kernel'),
+      until_step=1,
+    ),
     optax.scale_by_learning_rate(learning_rate),
   ),
   'fairseq_adam': optimizers.fairseq_adam,

@@ -154,7 +154,8 @@ def freeze_base(
   open_tx, base_tx = optax.masked(tx, opened), optax.masked(tx, closed)
 
   def init(params):
-    if not any(jax.tree.leaves(opened(params))):
+    chosen = jax.tree.leaves(opened(params))
+    if chosen and not any(chosen):
       raise ValueError(
         f'open is {names}; expected names of layers, of {list(params)}.'
       )

@@ -18,7 +18,7 @@ def golden_input():
   return jnp.asarray(golden_weights.nhwc(golden['block/x'])), golden
 
 
-def init(block, x, alpha=1.0):
+def init(block, x):
   """Variables without the compilation that random keys would cost."""
   keys = {'params': jax.random.key(0), 'gumbel': jax.random.key(1)}
   like = jax.eval_shape(lambda keys: block.init(keys, x, False), keys)
@@ -27,7 +27,7 @@ def init(block, x, alpha=1.0):
   def fill(path, leaf):
     name = path[-1].key
     if name in ('scale', 'var', 'alpha'):
-      return jnp.full(leaf.shape, alpha)
+      return jnp.ones(leaf.shape)
     return jnp.asarray(0.3 * g.standard_normal(leaf.shape), leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(fill, like)
