@@ -126,13 +126,16 @@ def make_paths(
       f'tables of paths need {needed / 1e9:.1f} GB, more than'
       f' max_bytes={max_bytes:.3g}. Leave out rare users and items.'
     )
+  if not len(train):
+    raise ValueError('train is empty: there are no paths.')
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   unit = features / np.maximum(norms, 1e-12)
   u, m, t = np.split(unit, [users, users + items])
   has = train.to_dense() != 0
-  linked = _near(has, min(near, users - 1)) if users > 1 else np.zeros((1, 1))
   tables = _solve(
-    jnp.asarray(has), jnp.asarray(types), jnp.asarray(linked, bool),
+    jnp.asarray(has), jnp.asarray(types),
+    (jnp.asarray(train.user), jnp.asarray(train.item)),
+    _near(has, max(min(near, users - 1), 1)),
     jnp.asarray(u @ m.T), jnp.asarray(m @ t.T), jnp.asarray(u @ u.T),
     min(max(instances + 1, 3), items),
   )  # fmt: skip
@@ -141,14 +144,14 @@ def make_paths(
 
 
 def _near(has, count):
+  """The most similar users of each, `[users, count]`, and which are any."""
   profiles = has.astype(np.float32)
   profiles /= np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
   cosine = profiles @ profiles.T
   np.fill_diagonal(cosine, -1)
   best = np.argsort(-cosine, axis=1, kind='stable')[:, :count]
-  linked = np.zeros(cosine.shape, bool)
-  np.put_along_axis(linked, best, True, axis=1)
-  return linked & (cosine > 0)
+  valid = np.take_along_axis(cosine, best, 1) > 0
+  return jnp.asarray(best), jnp.asarray(valid)
 
 
 def _two_best(values, ids, *others):
@@ -167,10 +170,35 @@ def _two_best(values, ids, *others):
   return tuple(jnp.stack(pair, -1) for pair in zip(first, second, strict=True))
 
 
-@functools.partial(jax.jit, static_argnums=6)
-def _solve(has, types, linked, user_item, item_type, user_user, k):
+def _two_best_of_users(values, owner, num_users, ids, *others):
+  """The same for each user, over entries `[n]` in the order of users.
+
+  Returns:
+    Values, ids and others, `[num_users, 2]`.
+  """
+  reduce = {'num_segments': num_users, 'indices_are_sorted': True}
+  at = jnp.arange(len(values))
+
+  def pick(values):
+    best = jax.ops.segment_max(values, owner, **reduce)
+    best = jnp.maximum(best, _NONE)  # Of nothing it is -inf.
+    first = jnp.where(values == best[owner], at, len(values) - 1)
+    where = jax.ops.segment_min(first, owner, **reduce)
+    where = jnp.minimum(where, len(values) - 1)
+    return [best, *(x[where] for x in (ids, *others))]
+
+  first = pick(values)
+  second = pick(jnp.where(ids == first[1][owner], _NONE, values))
+  return tuple(jnp.stack(pair, -1) for pair in zip(first, second, strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=7)
+def _solve(has, types, pairs, near, user_item, item_type, user_user, k):
+  num_users = len(has)
   num_items, num_types = types.shape
   item_ids = jnp.arange(num_items)
+  other, middle = pairs
+  onward = user_item[other, middle]
 
   def one(given):
     mine, near, to_item, to_user = given
@@ -179,11 +207,9 @@ def _solve(has, types, linked, user_item, item_type, user_user, k):
       mine[:, None] & types, to_item[:, None] + item_type, _NONE
     )
     by_type = jax.lax.top_k(value.T, k)
-    # u-m-u'
-    value = jnp.where(
-      has.T & mine[:, None], to_item[:, None] + user_item.T, _NONE
-    )
-    by_item = _two_best(value, jnp.broadcast_to(item_ids[:, None], value.shape))
+    # u-m-u', over the interactions of all u'.
+    value = jnp.where(mine[middle], to_item[middle] + onward, _NONE)
+    by_item = _two_best_of_users(value, other, num_users, middle)
     # u-m-t-m': three of each type, one of which may be m', then over types.
     value = by_type[0][:, :3, None] + item_type.T[:, None]
     first = jnp.broadcast_to(by_type[1][:, :3, None], value.shape)
@@ -193,27 +219,27 @@ def _solve(has, types, linked, user_item, item_type, user_user, k):
     value, first, kind = _two_best(
       value.reshape(flat), first.reshape(flat), kind.reshape(flat)
     )
-    # ... and on to u'.
-    value = jnp.where(
-      has.T[:, None], value[..., None] + user_item.T[:, None], _NONE
-    )
-    shape = value.shape
-    flat = (-1, shape[-1])
-    by_both = _two_best(
-      value.reshape(flat),
-      *(
-        jnp.broadcast_to(x, shape).reshape(flat)
-        for x in (first[..., None], kind[..., None], item_ids[:, None, None])
-      ),
+    # ... and on to u', both of the best for each interaction.
+    by_both = _two_best_of_users(
+      (value[middle] + onward[:, None]).ravel(),
+      jnp.repeat(other, 2),
+      num_users,
+      first[middle].ravel(),
+      kind[middle].ravel(),
+      jnp.repeat(middle, 2),
     )
     # u-u'-u''
-    value = jnp.where(
-      near[:, None] & linked, to_user[:, None] + user_user, _NONE
+    ids, valid = near
+    linked = (near_ids[ids] == jnp.arange(num_users)[:, None, None]) & (
+      near_valid[ids]
     )
-    by_user = value.max(0), value.argmax(0)
+    linked = linked.any(-1) & valid
+    value = jnp.where(linked, to_user[ids] + user_user[ids].T, _NONE)
+    by_user = value.max(1), ids[value.argmax(1)]
     return by_type, by_item, by_both, by_user
 
-  found = jax.lax.map(one, (has, linked, user_item, user_user))
+  near_ids, near_valid = near
+  found = jax.lax.map(one, (has, near, user_item, user_user))
   return has, types, user_item, item_type, *found
 
 

@@ -100,7 +100,11 @@ class PathsTest(parameterized.TestCase):
     cls.found = dict(zip(meta_paths.KINDS, map(np.asarray, found)))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cls.similar = unit @ unit.T
-    cls.linked = meta_paths._near(cls.has, 3)
+    cls.linked = np.zeros((9, 9), bool)
+    for user, (ids, valid) in enumerate(
+      zip(*meta_paths._near(cls.has, 3), strict=True)
+    ):
+      cls.linked[user, np.asarray(ids)[np.asarray(valid)]] = True
 
   def instances(self, kind, user, item):
     """All paths by brute force: what makes each its own -> best value."""
