@@ -62,15 +62,8 @@ from jaxpapers.recsys.neighbours import (
   item_knn,
   user_knn,
 )
-from jaxpapers.recsys.neural_cf import (
-  GMF,
-  MLPRec,
-  NeuMF,
-  fuse,
-  gmf,
-  mlp_rec,
-  neumf,
-)
+from jaxpapers.recsys.neural_cf import GMF, MLPRec, NeuMF, fuse
+from jaxpapers.recsys.neural_cf_training import gmf, mlp_rec, neumf
 from jaxpapers.recsys.neural_losses import bce, bpr_loss, multinomial_elbo
 from jaxpapers.recsys.optimism import best_test_epochs
 from jaxpapers.recsys.popularity import describe, popularity_statistics

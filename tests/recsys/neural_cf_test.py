@@ -7,7 +7,14 @@ import optax
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
-from jaxpapers.recsys import models, neural_cf, reproduction, sampling, search
+from jaxpapers.recsys import (
+  models,
+  neural_cf,
+  neural_cf_training,
+  reproduction,
+  sampling,
+  search,
+)
 from tests.helpers import goldens
 
 _GOLDEN = goldens.load_npz('recsys', 'neural_keras.npz')
@@ -176,11 +183,11 @@ class FitTest(parameterized.TestCase):
     data = recsys.from_dense(np.eye(6)[:, :5][:5] + np.eye(5)[::-1])
     csr = sampling.put(data)
     module = neural_cf.GMF(5, 5, 2)
-    params = neural_cf._init(module, jax.random.key(0))
+    params = neural_cf_training._init(module, jax.random.key(0))
     params['prediction']['kernel'] *= 0
     params['prediction']['bias'] = jnp.array([2.0])
     state = (params, optax.sgd(0.0).init(params))
-    (_, _), losses = neural_cf.run_epoch(
+    (_, _), losses = neural_cf_training.run_epoch(
       jax.random.key(1), csr, jnp.asarray(data.user), state, (0.0, 0.0, 0.0),
       module, 'sgd', 4, 3,
     )  # fmt: skip
