@@ -55,7 +55,8 @@ def recipe_of(config: Any, variant: str, seed: int) -> Any:
   Returns:
     A config of osnet_train.py.
   """
-  recipe = ml_collections.ConfigDict(config.recipe)
+  # A copy to the bottom: options of one variant are not those of the next.
+  recipe = ml_collections.ConfigDict(config.recipe.to_dict())
   for name, value in options_of(variant).items():
     recipe.model.options[name] = value
   recipe.seed = seed

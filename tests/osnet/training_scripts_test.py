@@ -152,6 +152,14 @@ class DataTest(parameterized.TestCase):
     recipe = studies.recipe_of(config, 'T1', 4)
     self.assertEqual((recipe.seed, recipe.data.seed), (4, 4))
     self.assertEqual(recipe.model.options.streams, (1,))
+    # What one variant changes is not left to the next.
+    for kind in (ml_collections.ConfigDict, ml_collections.FrozenConfigDict):
+      study = kind(config)
+      studies.recipe_of(study, 'T1', 0)
+      other = studies.recipe_of(study, 'T4', 1)
+      self.assertIsNone(other.model.options.streams)
+      self.assertEqual(recipes.model_config(other).streams, (1, 2, 3, 4))
+      self.assertEqual(config.recipe.seed, 0)
     with self.assertRaisesRegex(script('_command_line').UsageError, "'T9'"):
       studies.recipe_of(config, 'T9', 0)
 
