@@ -23,7 +23,6 @@ import optax
 
 from jaxpapers.osnet.blocks import OSBlock
 from jaxpapers.osnet.config import OSNetConfig
-from jaxpapers.osnet.layers import ConvNorm
 
 LAGS = (2, 4, 6, 8)
 # Blocks worth comparing: one to four scales, and the two controls. 'equal' has
@@ -86,7 +85,8 @@ class Probe(linen.Module):
   @linen.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Logits of the signs, [B, 4], of images [B, H, W, 1]."""
-    x = ConvNorm(self.stem, self.cfg, name='conv1')(x, train)
+    # No norm or ReLU: of single pixels there is nothing to be told.
+    x = linen.Dense(self.stem, name='conv1')(x)
     x = OSBlock(self.features, self.cfg, name='block')(x, train)
     return linen.Dense(len(LAGS), name='classifier')(x.mean((1, 2)))
 
