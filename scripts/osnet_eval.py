@@ -61,7 +61,9 @@ _CUHK03 = flags.DEFINE_enum(
   [f'{a}-{b}' for a in ('detected', 'labeled') for b in ('new', 'classic')],
   'Boxes and protocol of CUHK03.',
 )
-_SPLIT = flags.DEFINE_integer('split', 0, 'Of its classic protocol.')
+_SPLIT = flags.DEFINE_integer(
+  'split', 0, 'Of VIPeR, and of the classic protocol.'
+)
 _DISTRACTORS = flags.DEFINE_bool(
   'distractors', False, 'Add the 500,000 distractors of Market-1501.'
 )

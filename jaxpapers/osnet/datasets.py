@@ -14,6 +14,7 @@ from jaxpapers.data import files, images
 from jaxpapers.osnet import cuhk03 as cuhk03_lib
 from jaxpapers.osnet.pa100k import PA100K
 from jaxpapers.osnet.splits import ReIDDataset, ReIDSplit, counted, make_split
+from jaxpapers.osnet.viper import VIPeR
 
 __all__ = [
   'CUHK03',
@@ -24,6 +25,7 @@ __all__ = [
   'Market1501',
   'ReIDDataset',
   'ReIDSplit',
+  'VIPeR',
   'image_folder',
   'merge',
   'open_pa100k',
@@ -303,6 +305,7 @@ DATASETS = {
   'dukemtmc': DukeMTMC,
   'msmt17': MSMT17,
   'cuhk03': CUHK03,
+  'viper': VIPeR,
 }
 
 
@@ -320,7 +323,7 @@ def open_reid(
     name: Of `DATASETS`.
     folder: Holds the data set, or the folders of several.
     cuhk03: 'detected' or 'labeled', then '-new' or '-classic'.
-    split: Of the classic protocol.
+    split: Of VIPeR, and of the classic protocol of CUHK03.
     combine_all: Trains on the people of the test as well, as for a model that
       is evaluated on another data set. Junk and distractors are left out.
 
@@ -352,6 +355,8 @@ def open_reid(
     )
   elif name == 'msmt17':
     data = MSMT17(folder, combine_all=combine_all)
+  elif name == 'viper':
+    data = VIPeR(folder, split=split)
   else:
     data = DATASETS[name](folder)
   if not combine_all:

@@ -290,6 +290,36 @@ class CUHK03Test(_Folder):
     self.assertEqual(people[1], people[2])
 
 
+class VIPeRTest(_Folder):
+  def test_splits(self):
+    for camera, angle in (('cam_a', 45), ('cam_b', 90)):
+      self.write(*(f'VIPeR/{camera}/{pid:03d}_{angle}.bmp' for pid in range(6)))
+    self.write('VIPeR/cam_b/009_90.bmp')  # Not in the other camera.
+    seen = set()
+    for split in range(0, 6, 2):
+      one, swapped = (
+        datasets.open_reid('viper', self.folder, split=split + i)
+        for i in (0, 1)
+      )
+      self.assertLen(one.train.paths, 6)
+      people = set(one.query.pids.tolist())
+      self.assertEqual(people, set(one.gallery.pids.tolist()))
+      self.assertEqual(people | set(one.train.pids.tolist()), set(range(6)))
+      self.assertEqual(set(one.query.camids.tolist()), {0})
+      self.assertEqual(swapped.query.paths, one.gallery.paths)
+      self.assertEqual(swapped.train.paths, one.train.paths)
+      seen.add(tuple(sorted(people)))
+      again = datasets.VIPeR(self.folder, split=split)
+      self.assertEqual(again.query.paths, one.query.paths)
+    self.assertGreater(len(seen), 1)
+    with self.assertRaisesRegex(ValueError, 'split is 20; expected 0 to 19'):
+      datasets.VIPeR(self.folder, split=20)
+
+  def test_missing(self):
+    with self.assertRaisesRegex(FileNotFoundError, 'cam_a'):
+      datasets.VIPeR(self.folder)
+
+
 class PA100KTest(_Folder):
   def _make(self, labels=None):
     content = {'attributes': np.array([['Hat'], ['Glasses'], ['Bag']], object)}

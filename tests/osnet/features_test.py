@@ -6,6 +6,7 @@ import tempfile
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -135,6 +136,7 @@ class FeaturesTest(parameterized.TestCase):
         lambda v, x: jnp.sum(x, axis=(1, 2, 3)), _WEIGHTS, self.paths
       )
 
+  @pytest.mark.slow
   def test_on_a_mesh(self):
     np.save(self.folder / 'expected.npy', self._extract())
     devices.run(

@@ -265,11 +265,14 @@ class RulesTest(parameterized.TestCase):
     dist = jnp.asarray(rng.integers(0, 9, (5, 30)), jnp.float32)
     matches = jnp.asarray(np.argsort(rng.random((5, 30)))[:, :4], jnp.int32)
     matches = matches.at[2, 1].set(-1).at[3].set(-1)
-    in_turn = ranking._count_in_turn(dist, matches, ties)
-    at_once = ranking._count_at_once(dist, matches, ties)
-    np.testing.assert_array_equal(
-      jnp.where(matches >= 0, in_turn, 0), jnp.where(matches >= 0, at_once, 0)
-    )
+    limit = ranking._at(dist, matches)
+    for other in (None, matches[:, ::-1]):
+      values = dist if other is None else ranking._at(dist, other)
+      in_turn, at_once = (
+        jnp.where(matches >= 0, count(values, other, limit, matches, ties), 0)
+        for count in (ranking._count_in_turn, ranking._count_at_once)
+      )
+      np.testing.assert_array_equal(in_turn, at_once)
 
   def test_queries_shared_among_devices(self):
     devices.run(
