@@ -264,7 +264,7 @@ def _operating_points(result):
   ]
   rows.append(
     {
-      'other people accepted': f'{100 * result.roc.eer:.2f} %',
+      'other people accepted': f'equal errors: {100 * result.roc.eer:.2f} %',
       'same person accepted': f'{100 - 100 * result.roc.eer:.1f} %',
       'distance at most': f'{result.roc.eer_threshold:.4g}',
     }
