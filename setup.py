@@ -53,7 +53,15 @@ PAPER_EXTRAS = {
     'pillow>=10',  # images of Tiny-ImageNet
     'tensorboardX>=2.6',
   ],
-  'osnet': [],
+  'osnet': [
+    'grain>=0.2.10',  # input pipeline
+    'h5py>=3.10',  # CUHK03
+    'matplotlib>=3.8',  # studies
+    'orbax-checkpoint>=0.11',
+    'pillow>=10',  # images, ranked lists
+    'scipy>=1.14',  # protocols and annotations in MATLAB files
+    'tensorboardX>=2.6',
+  ],
   'product_keys': [
     'grain>=0.2.10',  # input pipeline
     'matplotlib>=3.8',  # usage, curves
