@@ -20,12 +20,16 @@ $JAXPAPERS_DATA/recsys, or made data of that size):
   evaluate    ten metrics at six cutoffs for all users of a 32-factor model:
               ours; and a loop over users with numpy, the way of the study's
               evaluator
+  slim        SLIM with an elastic net, all items of Last.fm's size: ours, and
+              scikit-learn's coordinate descent item by item
+  mult_vae    an epoch of Mult-VAE (600 and 200 wide, batches of 250): ours as
+              one program, the same a step at a time, and torch
   sweep       64 settings of shrink and alpha, 943 users and 1682 items: one
               vmapped program against a loop over a compiled one
   scale       the same similarity and evaluation on made data of --users and
               --items, with the peak of memory
 
-The peer implicit is left out where it is not installed.
+Peers are left out where they are not installed.
 """
 
 import importlib.metadata
@@ -43,7 +47,9 @@ import numpy as np
 from absl import app, flags
 
 _PARTS = flags.DEFINE_list(
-  'parts', ['similarity', 'ease', 'ials', 'evaluate', 'sweep'], 'What to do.'
+  'parts',
+  ['similarity', 'ease', 'ials', 'evaluate', 'slim', 'mult_vae', 'sweep'],
+  'What to do.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Calls of each program.')
 _USERS = flags.DEFINE_integer('users', 50_000, 'Of the part scale.')
@@ -202,6 +208,112 @@ _METRICS = (
 _CUTOFFS = (5, 10, 20, 40, 60, 100)
 
 
+def _slim():
+  import scipy.sparse
+
+  from jaxpapers import recsys
+
+  x = _made(1741, 2665, 24)
+  settings = {'alpha': 0.05, 'l1_ratio': 1e-3}
+  programs = {'ours': lambda: recsys.slim_elastic_net(x, tol=1e-4, **settings)}
+  if _installed('sklearn'):
+    from sklearn import linear_model
+
+    def scikit_learn():
+      model = linear_model.ElasticNet(
+        positive=True, fit_intercept=False, copy_X=False, precompute=True,
+        selection='random', max_iter=100, tol=1e-4, **settings,
+      )  # fmt: skip
+      matrix = scipy.sparse.csc_matrix(x.csr)
+      for j in range(matrix.shape[1]):
+        part = slice(matrix.indptr[j], matrix.indptr[j + 1])
+        target = matrix[:, [j]].toarray().ravel()
+        stored = matrix.data[part].copy()
+        matrix.data[part] = 0
+        model.fit(matrix, target)
+        matrix.data[part] = stored
+
+    programs['scikit-learn'] = scikit_learn
+  return {'interactions': len(x), **_measure(programs, _REPEATS.value)}
+
+
+def _mult_vae(train):
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from jaxpapers.recsys import autoencoders, sampling
+
+  batch, n = 250, train.num_items
+  module = autoencoders.MultVAE(n)
+  tx = optax.adam(1e-3)
+  users = np.flatnonzero(train.user_counts())
+  csr = sampling.Csr(
+    *map(jnp.asarray, (train.row_starts, train.item, train.value)),
+    jnp.asarray(users, dtype=jnp.int32),
+  )
+  params = autoencoders._init(module, jax.random.key(0))
+  state = params, tx.init(params), jnp.zeros((), jnp.int32)
+  width = int(train.user_counts().max())
+  epoch = autoencoders.make_epoch(
+    module, tx, lambda count: 0.1, 0.0, batch, width
+  )
+  key = jax.random.key(1)
+  dense = train.to_dense(users)
+
+  @jax.jit
+  def step(params, moments, x, key):
+    loss, gradients = jax.value_and_grad(
+      lambda p: autoencoders.profile_loss(module, p, x, beta=0.1, key=key)
+    )(params)
+    updates, moments = tx.update(gradients, moments, params)
+    return optax.apply_updates(params, updates), moments, loss
+
+  def steps():
+    p, moments, _ = state
+    for first in range(0, len(users) - batch + 1, batch):
+      p, moments, loss = step(p, moments, dense[first : first + batch], key)
+    jax.block_until_ready(p)
+
+  programs = {
+    'ours': lambda: jax.block_until_ready(epoch(key, csr, state)),
+    'ours, a step at a time': steps,
+  }
+  if _installed('torch'):
+    programs['torch'] = _torch_vae(dense, batch)
+  return {'users': len(users), **_measure(programs, _REPEATS.value)}
+
+
+def _torch_vae(dense, batch):
+  """The same network and optimizer in torch."""
+  import torch
+  from torch.nn import functional
+
+  torch.set_num_threads(_threads())
+  n = dense.shape[1]
+  layers = torch.nn.ModuleList(
+    torch.nn.Linear(*sizes)
+    for sizes in ((n, 600), (600, 400), (200, 600), (600, n))
+  )
+  optimizer = torch.optim.Adam(layers.parameters(), 1e-3)
+  x = torch.from_numpy(dense)
+
+  def epoch():
+    for first in range(0, len(x), batch):
+      part = x[first : first + batch]
+      h = functional.dropout(functional.normalize(part), 0.5)
+      mean, log_variance = layers[1](torch.tanh(layers[0](h))).chunk(2, 1)
+      z = mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
+      logits = layers[3](torch.tanh(layers[2](z)))
+      loss = -(functional.log_softmax(logits, 1) * part).sum(1)
+      kl = (log_variance.exp() + mean**2 - 1 - log_variance).sum(1) / 2
+      optimizer.zero_grad()
+      (loss + 0.1 * kl).mean().backward()
+      optimizer.step()
+
+  return epoch
+
+
 def _evaluate(train, test):
   from jaxpapers import recsys
 
@@ -309,7 +421,7 @@ def main(argv):
 
   wanted = set(_PARTS.value)
   results = {}
-  if wanted & {'similarity', 'ease', 'ials', 'evaluate'}:
+  if wanted & {'similarity', 'ease', 'ials', 'mult_vae', 'evaluate'}:
     train, test, source = _movielens()
     results['data'] = {
       'source': source,
@@ -321,6 +433,8 @@ def main(argv):
     ('ease', lambda: _ease(train)),
     ('ials', lambda: _ials(train)),
     ('evaluate', lambda: _evaluate(train, test)),
+    ('slim', _slim),
+    ('mult_vae', lambda: _mult_vae(train)),
     ('sweep', _sweep),
     ('scale', _scale),
   ):
@@ -332,7 +446,8 @@ def main(argv):
     'cores': _threads(),
     'device': str(jax.devices()[0]),
     'versions': {
-      name: _version(name) for name in ('jax', 'numpy', 'scipy', 'implicit')
+      name: _version(name)
+      for name in ('jax', 'numpy', 'scipy', 'implicit', 'scikit-learn', 'torch')
     },
   }
   print(json.dumps(results, indent=2))

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
-from jaxpapers.recsys import autoencoders, sampling
-from tests.helpers import goldens
+from jaxpapers.recsys import autoencoders, reproduction, sampling, studies
+from tests.helpers import data, goldens
 
 # Our layer -> theirs (kernel, bias).
 _VAE = {
@@ -139,12 +140,12 @@ class FitTest(parameterized.TestCase):
   def test_an_epoch_sees_each_user_once(self):
     # Without dropout and with a rate of 0, the losses of the steps are those
     # of the users, the batch that is not full included.
-    data = _groups(users=33)
+    x = _groups(users=33)
     module = autoencoders.MultDAE(20, (8,), keep=1.0)
     params = module.init(jax.random.key(1), jnp.zeros((1, 20)))['params']
-    counts = data.user_counts()
+    counts = x.user_counts()
     csr = sampling.Csr(
-      *map(jnp.asarray, (data.row_starts, data.item, data.value)),
+      *map(jnp.asarray, (x.row_starts, x.item, x.value)),
       jnp.arange(33),
     )
     tx = optax.sgd(0.0)
@@ -155,7 +156,7 @@ class FitTest(parameterized.TestCase):
     (_, _, count), losses = epoch(jax.random.key(0), csr, state)
     self.assertEqual(count, 4)
     total = float(losses[:3].sum() * 10 + losses[3] * 3)
-    whole = autoencoders.profile_loss(module, params, data.to_dense())
+    whole = autoencoders.profile_loss(module, params, x.to_dense())
     np.testing.assert_allclose(total, 33 * float(whole), rtol=1e-5)
 
   def test_refusals(self):
@@ -169,6 +170,46 @@ class FitTest(parameterized.TestCase):
     empty = self.data.select(np.zeros(len(self.data), bool))
     with self.assertRaisesRegex(ValueError, 'train is empty'):
       recsys.mult_vae(empty)
+
+
+class StrongGeneralisationTest(absltest.TestCase):
+  @pytest.mark.nightly
+  def test_held_out_users_of_movielens(self):
+    path = data.require('recsys', 'ml1m_4star.npz')
+    study = studies.find('strong_ml1m')
+    parts = study.load(path)
+    options = {'profiles': parts.profiles}
+    monitor = recsys.EarlyStopping(
+      parts.search_train, parts.validation, metric='ndcg', cutoff=100,
+      **reproduction.validation_options(parts),
+    )  # fmt: skip
+    models = {
+      'Mult VAE': recsys.fit(
+        'Mult VAE', parts.train, {'batch_size': 250}, monitor=monitor
+      ),
+      'TopPopular': recsys.fit('TopPopular', parts.train),
+      'ItemKNN': recsys.fit('ItemKNN CF cosine', parts.train),
+      'EASE': recsys.fit('EASE_R', parts.train, {'l2': 300.0}),
+    }
+    found = {
+      name: recsys.evaluate_model(
+        model, parts.train, parts.test, (100,), metrics=('ndcg',), **options
+      ).mean('ndcg', 100)
+      for name, model in models.items()
+    }
+    self.assertEqual(
+      sorted(found, key=found.get),
+      ['TopPopular', 'ItemKNN', 'Mult VAE', 'EASE'],
+    )
+    # The original code's numbers, .224, .361, .393, .420, are of another draw
+    # of 750 users. Of eight draws TopPopular has .209 to .224 and ItemKNN .336
+    # to .361: this one is the hardest.
+    expected = {
+      'TopPopular': 0.224, 'ItemKNN': 0.361, 'Mult VAE': 0.393, 'EASE': 0.42,
+    }  # fmt: skip
+    for name, value in expected.items():
+      self.assertAlmostEqual(found[name], value, delta=0.03, msg=name)
+    self.assertBetween(monitor.best_epoch, 30, 120)
 
 
 if __name__ == '__main__':
