@@ -14,6 +14,8 @@ What is measured:
   train: a step with labels smoothed and AMSGrad.
   rank: CMC and mAP of 3,368 queries against 15,913 images.
   rerank: k-reciprocal re-ranking against the formulas in NumPy.
+  large: ranking at the size of MSMT17, and the memory of it.
+  search: the closest of a million images for each query.
 
 `--dtype=bfloat16` computes in half precision (torch: autocast). On a GPU both
 run there.
@@ -222,6 +224,18 @@ def _rerank():
   return _osnet_ranking.rerank(_REPEATS.value)
 
 
+def _large():
+  import _osnet_ranking
+
+  return _osnet_ranking.large()
+
+
+def _search():
+  import _osnet_ranking
+
+  return _osnet_ranking.search(_REPEATS.value)
+
+
 def main(argv):
   """Measures and prints."""
   del argv
@@ -232,6 +246,8 @@ def main(argv):
       'train': _train,
       'rank': _rank,
       'rerank': _rerank,
+      'large': _large,
+      'search': _search,
     },
   )
 

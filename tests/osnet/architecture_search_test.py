@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest
 
 from jaxpapers import osnet
 from jaxpapers.osnet import exchange
+from tests.osnet import golden_weights
 
 TINY = osnet.OSNetConfig(
   channels=(8, 16),
@@ -34,7 +36,9 @@ class SearchTest(absltest.TestCase):
     # Images of different contrast, which only an instance norm evens out.
     x = x * jnp.exp(jax.random.normal(jax.random.key(1), (8, 1, 1, 1)))
     keys = {'params': jax.random.key(2), 'gumbel': jax.random.key(3)}
-    variables = jax.jit(lambda keys: block.init(keys, x, False))(keys)
+    variables = golden_weights.fresh(
+      lambda keys: block.init(keys, x, False), keys
+    )
     params, stats = dict(variables['params']), variables['batch_stats']
     for i in range(4):
       params[f'block{i}'] = {**params[f'block{i}']}
@@ -48,7 +52,7 @@ class SearchTest(absltest.TestCase):
       'inside',
     )
     inside = {'params': params['block1'], 'batch_stats': stats['block1']}
-    target = teacher.apply(inside, x, False)
+    target = jax.jit(lambda v: teacher.apply(v, x, False))(inside)
     tx = optax.sgd(0.5)
 
     @jax.jit
@@ -76,11 +80,12 @@ class SearchTest(absltest.TestCase):
     self.assertEqual(int(jnp.argmax(alpha)), 1, alpha)
     self.assertLess(np.mean(values[-40:]), 0.7 * np.mean(values[:40]))
 
+  @pytest.mark.slow
   def test_network(self):
     net = osnet.SearchOSNet(TINY, 3)
     x = jax.random.normal(jax.random.key(0), (2, 16, 8, 3))
     keys = {'params': jax.random.key(1), 'gumbel': jax.random.key(2)}
-    variables = jax.jit(net.init)(keys, x)
+    variables = golden_weights.fresh(net.init, keys, x)
     leaves = jax.tree_util.tree_leaves_with_path(variables['params'])
     names = {path[-1].key for path, _ in leaves}
     self.assertNotIn('scale', names)  # Of no norm.

@@ -19,18 +19,9 @@ def golden_input():
 
 
 def init(block, x):
-  """Variables without the compilation that random keys would cost."""
+  """Fresh variables of a block."""
   keys = {'params': jax.random.key(0), 'gumbel': jax.random.key(1)}
-  like = jax.eval_shape(lambda keys: block.init(keys, x, False), keys)
-  g = np.random.default_rng(0)
-
-  def fill(path, leaf):
-    name = path[-1].key
-    if name in ('scale', 'var', 'alpha'):
-      return jnp.ones(leaf.shape)
-    return jnp.asarray(0.3 * g.standard_normal(leaf.shape), leaf.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, like)
+  return golden_weights.fresh(lambda keys: block.init(keys, x, False), keys)
 
 
 class GoldenTest(parameterized.TestCase):

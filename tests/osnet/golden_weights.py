@@ -16,6 +16,14 @@ from tests.helpers import goldens
 
 TAG = 'public:'
 CLASSES = 13
+# Compiles in a second.
+TINY = osnet.OSNetConfig(
+  channels=(8, 32),
+  blocks_per_stage=(1,),
+  streams=(1, 2),
+  gate_reduction=4,
+  feature_dim=16,
+)
 
 
 def value(name, shape, prefix=''):
@@ -94,3 +102,16 @@ def block_variables(block, prefix, *inputs):
   }
   tree = table.to_tree(found, like)
   return {kind: tree[kind]['conv2_0'] for kind in tree}
+
+
+def fresh(init, *inputs):
+  """Random variables without the compilation that random keys would cost."""
+  like = jax.eval_shape(init, *inputs)
+  g = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    if path[-1].key in ('scale', 'var', 'alpha'):
+      return jnp.ones(leaf.shape, leaf.dtype)
+    return jnp.asarray(0.3 * g.standard_normal(leaf.shape), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(fill, like)

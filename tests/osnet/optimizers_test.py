@@ -134,7 +134,7 @@ class TrajectoryTest(parameterized.TestCase):
     variables = {'params': params, 'batch_stats': stats}
     return np.array(found), jax.jit(net.apply)(variables, x).features
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_amsgrad_with_a_frozen_base(self):
     golden = goldens.load_json('osnet', 'trajectory.json')
     golden = golden['osnet_x0_25/amsgrad/fix2']
