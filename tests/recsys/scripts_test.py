@@ -9,6 +9,7 @@ import tempfile
 import time
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.recsys import methods, report, reproduction, studies
@@ -231,6 +232,34 @@ class ReproduceTest(parameterized.TestCase):
     self.assertGreater(
       (rows / 'rp3beta.published.json').stat().st_mtime_ns, stamp
     )
+
+  @pytest.mark.slow
+  def test_a_network_gets_baselines_and_epochs_from_validation_data(self):
+    arguments = (
+      *self.arguments, '--methods=mult_vae', '--max_epochs=10',
+      '--num_trials=2', '--num_random=1',
+    )  # fmt: skip
+    done = scripts.run('recsys_reproduce', *arguments)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    rows = self.folder / 'out/rows/cmn_citeulike_a'
+    content = {
+      path.stem: json.loads(path.read_text()) for path in rows.glob('*.json')
+    }
+    self.assertSameElements(
+      content,
+      [
+        'mult_vae.published',
+        'toppopular.published',
+        'itemknn_cf_cosine.published',
+        'rp3beta.published',
+      ],
+    )
+    row = content['mult_vae.published']
+    self.assertEqual(row['source'], 'search')
+    self.assertIn(row['parameters']['epochs'], (5, 10))
+    self.assertGreater(row['validation'], 0)
+    # What the paper prints for these data is tuned already.
+    self.assertEqual(content['rp3beta.published']['source'], 'published')
 
   def test_search_goes_on_after_a_kill(self):
     arguments = (
