@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from jaxpapers.osnet import augment, optimizers, train
+from jaxpapers.osnet import ablations, augment, optimizers, train
 from jaxpapers.osnet import config as config_lib
 
 FIELDS = """Config fields (--config.NAME=VALUE):
@@ -55,6 +55,8 @@ FIELDS = """Config fields (--config.NAME=VALUE):
                         the end only
   seed
 """
+
+variants = ablations.variants
 
 REID = ('market1501', 'dukemtmc', 'msmt17', 'cuhk03', 'synthetic')
 ATTRIBUTES = ('pa100k',)
@@ -483,31 +485,3 @@ def _number(value: Any, name: str, word: str) -> float | str:
     raise ValueError(
       f'{name} is {value!r}; expected a number or {word!r}.'
     ) from None
-
-
-def variants() -> dict[str, dict[str, Any]]:
-  """Ablations of the paper as changes of `model.options`.
-
-  Returns:
-    Name -> options. 'T4' is the network itself; 'equal' (four streams of one
-    scale) and 'single' (one deep stream) are controls that the paper lacks.
-
-  Example:
-    >>> variants()['add']
-    {'aggregation': 'add'}
-  """
-  return {
-    'T4': {},
-    'T1': {'streams': (1,)},
-    'T2': {'streams': (1, 2)},
-    'T3': {'streams': (1, 2, 3)},
-    'full-conv': {'lite': False},
-    'same-depth': {'streams': (4, 4, 4, 4)},
-    'concat': {'aggregation': 'concat'},
-    'add': {'aggregation': 'add'},
-    'separate': {'aggregation': 'separate'},
-    'streamwise': {'aggregation': 'streamwise'},
-    'fixed': {'aggregation': 'fixed'},
-    'equal': {'streams': (1, 1, 1, 1)},
-    'single': {'streams': (4,)},
-  }
