@@ -37,7 +37,7 @@ def nearest(
     equal distances the lower index comes first.
 
   Raises:
-    ValueError: Shapes that do not fit, NaN in the queries, or k is not in
+    ValueError: Shapes that do not fit, NaN in the features, or k is not in
       1 .. G.
 
   Example:
@@ -62,7 +62,6 @@ def nearest(
   block = min(max(block, k), len(gf))
   query_block = min(query_block, len(qf))
   starts = [min(i, len(gf) - block) for i in range(0, len(gf), block)]
-  best = []
   queries = [
     np.resize(np.arange(i, min(i + query_block, len(qf))), query_block)
     for i in range(0, len(qf), query_block)
@@ -75,13 +74,13 @@ def nearest(
   seen = 0
   for start in starts:  # Each block of the gallery is read once.
     part = jnp.asarray(gf[start : start + block])
+    if not jnp.isfinite(jnp.sum(part)):  # Or too large for a sum: looks again.
+      metrics.check_features(gf, 'gf')
     for i, chosen in enumerate(queries):
       best[i] = _merge(*best[i], qf[chosen], part, start, seen, metric)
     seen = start + block
   dist = np.concatenate([np.asarray(d) for d, _ in best])[: len(qf)]
   index = np.concatenate([np.asarray(i) for _, i in best])[: len(qf)]
-  if np.isnan(dist).any() or not np.isfinite(dist).all():
-    metrics.check_features(np.asarray(gf), 'gf')
   return dist, index
 
 
