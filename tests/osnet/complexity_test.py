@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import osnet
@@ -45,6 +46,7 @@ class ComplexityTest(parameterized.TestCase):
     {'affine': False, 'stem': 'cifar_pool'},
     {'folded': True},
   )
+  @pytest.mark.slow
   def test_parameters_are_those_of_the_network(self, **changes):
     cfg = dataclasses.replace(osnet.CONFIGS['osnet_x0_25'], **changes)
     like = exchange.expected(cfg, 7)['params']

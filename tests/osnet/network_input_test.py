@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import osnet
@@ -14,6 +15,7 @@ TINY = golden_weights.TINY
 
 
 class InitialisationTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_deviations(self):
     cfg = osnet.OSNetConfig(
       channels=(32, 256), blocks_per_stage=(1,), streams=(1,)

@@ -81,6 +81,7 @@ class GoldenTest(parameterized.TestCase):
           rtol=1e-5,
         )
 
+  @pytest.mark.slow
   def test_widest_on_odd_images(self):
     self.check('osnet_x1_0', 1, 70, 34)
 
@@ -98,6 +99,7 @@ class GoldenTest(parameterized.TestCase):
   def test_all(self, model, batch, height, width):
     self.check(model, batch, height, width)
 
+  @pytest.mark.slow
   def test_internals(self):
     cfg = osnet.CONFIGS['osnet_x0_25']
     golden = goldens.load_npz('osnet', 'block_internals.npz')
