@@ -137,6 +137,7 @@ VARIANTS = frozenset(
     'layca_adagrad_keras',
     'fairseq_adam_no_bias_ln',
     'fairseq_adam_schedule',
+    'osnet_from_scratch',
     'product_keys_lazy_adam_corrected',
   }
 )

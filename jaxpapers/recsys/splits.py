@@ -148,8 +148,8 @@ def split_strong_generalization(
 ) -> StrongSplit:
   """Held-out users, as in Liang et al. (2018).
 
-  Users with `min_items` or more are shuffled; the last are for testing, those
-  before for validation. Items that no training user has are dropped from these.
+  Users with `min_items` or more are shuffled; the first are for validation, those
+  after them for testing. Items that no training user has are dropped from these.
 
   Args:
     key: Whole number (98765 there) or JAX key.
@@ -175,9 +175,9 @@ def split_strong_generalization(
     )
   users = rng.permutation(users)
   parts = (
-    np.sort(users[: -n_val - n_test]),
-    np.sort(users[-n_val - n_test : -n_test]),
-    np.sort(users[-n_test:]),
+    np.sort(users[n_val + n_test :]),
+    np.sort(users[:n_val]),
+    np.sort(users[n_val : n_val + n_test]),
   )
   train = x.select(np.isin(x.user, parts[0]))
   known = train.item_counts() > 0
