@@ -300,7 +300,7 @@ def _fit(
   users = np.flatnonzero(counts)
   if not len(users):
     raise ValueError('train is empty: there is no profile to learn from.')
-  key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
+  key = sampling.as_key(seed)
   first, key = jax.random.split(key)
   profiles = sampling.Csr(
     jnp.asarray(train.row_starts),

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys import content_nets, ctr, methods
+from jaxpapers.recsys import content_nets, ctr, methods, sampling
 from jaxpapers.recsys.content_nets import dot, take
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import FactorModel
@@ -219,10 +219,12 @@ def cdl(
     A factor model, float32; items without interactions have factors, too.
 
   Raises:
-    ValueError: An argument is out of range.
+    ValueError: An argument is out of range, or train is empty.
   """
   weights = ctr.Weights(a, b, lambda_u, lambda_v)
   ctr.check_weights(weights)
+  if not len(train):
+    raise ValueError('train is empty: there is nothing to learn from.')
   for name, value in (
     ('epochs', epochs),
     ('factors', factors),
@@ -234,7 +236,7 @@ def cdl(
   if not lambda_n > 0:
     raise ValueError(f'lambda_n is {lambda_n}; expected a positive number.')
   data, num_features = content_nets.put_content(features, train.num_items)
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   before, start, key = jax.random.split(key, 3)
   module = CDL(num_features, tuple(hidden), factors, dropout)
   params = pretrain_cdl(

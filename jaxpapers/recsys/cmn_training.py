@@ -37,11 +37,7 @@ class CmnModel:
 
 @models.score_candidates.register
 def _(model: CmnModel, train: Interactions, users, items) -> np.ndarray:
-  if model.module.num_users != train.num_users:
-    raise ValueError(
-      f'model was fitted for {model.module.num_users} users; train has'
-      f' {train.num_users}. A memory network knows no others.'
-    )
+  models.check_pairs(model.module, train)
   items = np.asarray(items)
   pairs = np.repeat(np.asarray(users), items.shape[1])
   return score_pairs(model, pairs, items.ravel()).reshape(items.shape)
@@ -150,7 +146,7 @@ def cmn(
       raise ValueError(f'{name} is {value}; expected 1 or more.')
   csr, data = sampling.put(train), _put(train)
   table, width = network.put_neighbours(train)
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   start, before, key = jax.random.split(key, 3)
   module = network.CMN(train.num_users, train.num_items, dim, hops)
   one = jnp.zeros((1,), jnp.int32)
@@ -305,7 +301,7 @@ def pairwise_gmf(
     Parameters of `PairwiseGMF`: memory, item and head.
   """
   csr, data = sampling.put(train), _put(train)
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   start, key = jax.random.split(key)
   module = network.PairwiseGMF(train.num_users, train.num_items, dim)
   one = jnp.zeros((1,), jnp.int32)

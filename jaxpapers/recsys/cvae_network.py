@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys import content_nets, ctr, methods
+from jaxpapers.recsys import content_nets, ctr, methods, sampling
 from jaxpapers.recsys.content_nets import dot, take
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import FactorModel
@@ -206,7 +206,7 @@ def cvae(
 ) -> FactorModel:
   """Fits CVAE with the authors' training.
 
-  Layers are trained as denoising content_nets one by one, then the latent
+  Layers are trained as denoising autoencoders one by one, then the latent
   layer, then the whole network. After that each epoch trains the network, draws
   item factors to the codes, and solves all factors once.
 
@@ -235,17 +235,19 @@ def cvae(
     A factor model, float32; items without interactions have factors, too.
 
   Raises:
-    ValueError: An argument is out of range.
+    ValueError: An argument is out of range, or train is empty.
   """
   weights = ctr.Weights(a, b, lambda_u, lambda_v)
   ctr.check_weights(weights)
+  if not len(train):
+    raise ValueError('train is empty: there is nothing to learn from.')
   if epochs < 1 or factors < 1 or batch_size < 1:
     raise ValueError(
       f'epochs is {epochs}, factors {factors} and batch_size {batch_size};'
       ' expected 1 or more.'
     )
   data, num_features = content_nets.put_content(features, train.num_items)
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   before, start, key = jax.random.split(key, 3)
   module = CVAE(num_features, tuple(hidden), factors)
   params = pretrain_cvae(

@@ -254,7 +254,7 @@ def _ranked(
     alone += int((hit.any(1) & (hit | (scores == -np.inf)).all(1)).sum())
     scale = metrics_lib.ideal_gains(test, some, cutoffs, graded)
     with jax.enable_x64(True):
-      ranks = ranking.rank_candidates(scores, hit, None, gain, ties=ties)
+      ranks = ranking.rank_candidates(scores, hit, ties=ties, gain=gain)
       result = metrics_lib.rank_metrics(
         ranks, *scale, cutoffs=cutoffs, metrics=metrics
       )

@@ -346,7 +346,7 @@ def _start(
   ):
     if value < 1:
       raise ValueError(f'{name} is {value}; expected 1 or more.')
-  key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
+  key = sampling.as_key(seed)
   first, second, key = jax.random.split(key, 3)
   users, items = train.shape
   tables = {

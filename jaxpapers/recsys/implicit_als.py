@@ -19,12 +19,12 @@ _HOST_BLOCK = 1 << 18
 def ials(
   key: Any,
   train: Interactions,
-  *,
   factors: int = 32,
   alpha: float = 1.0,
   reg: float = 1e-3,
-  epochs: int = 15,
   scaling: str = 'linear',
+  *,
+  epochs: int = 15,
   epsilon: float = 1.0,
   init: Any = None,
   cold: str = 'zero',
@@ -43,8 +43,8 @@ def ials(
     factors: Length of a factor.
     alpha: Weight of confidence.
     reg: Weight of the penalty, not scaled by counts.
-    epochs: How many; fewer if `monitor` says so.
     scaling: 'linear' or 'log'.
+    epochs: How many; fewer if `monitor` says so.
     epsilon: Of 'log'.
     init: Item factors to start from, `[num_items, factors]`, instead; `key` is
       not used then.

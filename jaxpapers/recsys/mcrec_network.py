@@ -196,11 +196,7 @@ class McrecModel:
 
 @models.score_candidates.register
 def _(model: McrecModel, train: Interactions, users, items) -> np.ndarray:
-  if model.module.num_users != train.num_users:
-    raise ValueError(
-      f'model was fitted for {model.module.num_users} users; train has'
-      f' {train.num_users}. MCRec knows no others.'
-    )
+  models.check_pairs(model.module, train)
   items = np.asarray(items)
   u, i = np.repeat(np.asarray(users), items.shape[1]), items.ravel()
   block = min(_BLOCK, 1 << max(len(u) - 1, 0).bit_length())
@@ -291,7 +287,7 @@ def mcrec(
       raise ValueError(f'{name} is {value}; expected 1 or more.')
   csr = sampling.put(train)
   types = features.toarray() if models.is_sparse(features) else features
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   before, start, key = jax.random.split(key, 3)
   if nodes is None:
     nodes = meta_paths.node_features(

@@ -208,8 +208,8 @@ def evaluate(
   test: Interactions,
   cutoffs: Sequence[int] = (10,),
   metrics: Sequence[str] = METRICS,
-  *,
   idcg: str = 'all',
+  *,
   graded: bool = False,
   block: int = 8192,
 ) -> dict[str, np.ndarray]:

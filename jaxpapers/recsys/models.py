@@ -47,10 +47,18 @@ class ItemModel:
       to score; a scipy sparse array, or a dense one.
     profiles: What to score with instead of the profile, scipy sparse
       `[num_users, num_items]`; usually None.
+
+  `np.asarray` of a model is the dense matrix of its weights.
   """
 
   weights: Any
   profiles: Any = None
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    """The weights, dense."""
+    del copy
+    weights = self.weights
+    return np.array(weights.toarray() if is_sparse(weights) else weights, dtype)
 
 
 @flax.struct.dataclass
@@ -133,6 +141,24 @@ def scores_pairs(model: Any) -> bool:
   """Whether a model has a way of its own to score some items only."""
   registered = score_candidates.dispatch(type(model))
   return registered is not score_candidates.dispatch(object)
+
+
+def check_pairs(module: Any, train: Interactions) -> None:
+  """Refuses data of other users and items than a network has tables for.
+
+  Args:
+    module: With `num_users` and `num_items`.
+    train: Data to score from.
+
+  Raises:
+    ValueError: The numbers differ.
+  """
+  if (module.num_users, module.num_items) != train.shape:
+    raise ValueError(
+      f'model was fitted for {module.num_users} users and {module.num_items}'
+      f' items; train has {train.num_users} and {train.num_items}. Embeddings'
+      ' do not extend to new ones.'
+    )
 
 
 @score.register

@@ -173,8 +173,8 @@ def content_knn(
 def hybrid_knn(
   train: Interactions,
   features: Any,
-  *,
   feature_weight: float = 1.0,
+  *,
   side: str = 'item',
   weighting: str = 'none',
   **settings: Any,

@@ -3,8 +3,8 @@
 What the study found: the released program prints, and keeps, the best epoch on
 *test* data. With the number of epochs chosen on validation data, simple methods
 win on Pinterest and linear ones on MovieLens 1M (EASE's HR@10 .7192, NeuMF's
-.7093). Here a fit never sees test data; `optimism.test_epochs` reports what
-choosing on them would have given, under that name.
+.7093). Here a fit never sees test data; `best_test_epochs` reports what
+choosing on them would have given, under a name that says so.
 """
 
 import functools
@@ -193,21 +193,15 @@ class PairModel:
 
 @models.score.register
 def _(model: PairModel, train: Interactions, users: Any) -> jax.Array:
-  module = model.module
-  if (module.num_users, module.num_items) != train.shape:
-    raise ValueError(
-      f'model was fitted for {module.num_users} users and {module.num_items}'
-      f' items; train has {train.num_users} and {train.num_items}. Embeddings'
-      ' do not extend to new ones.'
-    )
-  return score_all(module, model.params, jnp.asarray(np.asarray(users)))
+  models.check_pairs(model.module, train)
+  return score_all(model.module, model.params, jnp.asarray(np.asarray(users)))
 
 
 @models.score_candidates.register
 def _(
   model: PairModel, train: Interactions, users: Any, items: Any
 ) -> jax.Array:
-  del train
+  models.check_pairs(model.module, train)
   users = jnp.asarray(np.asarray(users))[:, None]
   return _score_pairs(model.module, model.params, users, jnp.asarray(items))
 

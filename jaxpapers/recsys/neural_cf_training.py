@@ -141,7 +141,7 @@ def neumf(
     (2, 3)
   """
   layers = _layers(factors, layers)
-  key = _key(seed)
+  key = sampling.as_key(seed)
   keys = jax.random.split(key, 3)
   common = {'batch_size': batch_size, 'num_negatives': num_negatives}
   params = None
@@ -198,10 +198,6 @@ def _layers(factors, layers):
   return layers
 
 
-def _key(seed):
-  return jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
-
-
 def _fit(
   module,
   train,
@@ -228,7 +224,7 @@ def _fit(
   if learner not in ('adam', 'sgd'):
     raise ValueError(f"learner is {learner!r}; expected 'adam' or 'sgd'.")
   csr = sampling.put(train)
-  first, key = jax.random.split(_key(seed))
+  first, key = jax.random.split(sampling.as_key(seed))
   if params is None:
     params = _init(module, first)
   # The rate is an argument of the program: another one needs no compiling.

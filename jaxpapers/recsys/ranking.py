@@ -71,23 +71,23 @@ def rank_of_hits(hit: Any, gain: Any, length: Any) -> Ranks:
 @functools.partial(jax.jit, static_argnames=('ties',))
 def rank_candidates(
   scores: Any,
-  positive: Any,
-  seen: Any = None,
-  gain: Any = None,
-  *,
+  pos_mask: Any,
+  seen_mask: Any = None,
   ties: str = 'expected',
+  *,
+  gain: Any = None,
 ) -> Ranks:
   """Ranks the candidates of each user.
 
   Args:
     scores: float `[b, c]`; -inf for what may not be recommended. Columns are in
       the order of item ids, which 'index' breaks ties by.
-    positive: Which candidates are test items, bool `[b, c]`.
-    seen: Which may not be recommended, bool `[b, c]`; optional.
-    gain: Gain of each test item, `[b, c]`; 1 by default.
+    pos_mask: Which candidates are test items, bool `[b, c]`.
+    seen_mask: Which may not be recommended, bool `[b, c]`; optional.
     ties: 'expected' averages over all orders of equal scores, 'optimistic' puts
       test items first, 'pessimistic' last (of these the most relevant first,
       or last), 'index' the lower id first.
+    gain: Gain of each test item, `[b, c]`; 1 by default.
 
   Returns:
     Ranks over all c positions.
@@ -102,12 +102,12 @@ def rank_candidates(
   """
   if ties not in TIES:
     raise ValueError(f'ties is {ties!r}; expected one of {", ".join(TIES)}.')
-  scores, positive = jnp.asarray(scores), jnp.asarray(positive)
+  scores, positive = jnp.asarray(scores), jnp.asarray(pos_mask)
   dtype = jnp.result_type(float)
   valid = scores > -jnp.inf
-  if seen is not None:
-    valid &= ~jnp.asarray(seen)
-  positive = positive & valid
+  if seen_mask is not None:
+    valid &= ~jnp.asarray(seen_mask, bool)
+  positive = (positive != 0) & valid
   gain = positive.astype(dtype) if gain is None else jnp.asarray(gain, dtype)
   gain = jnp.where(positive, gain, 0)
   # Equal scores are equal also as -0 and 0.
@@ -208,9 +208,9 @@ def rank_full(
   train: Interactions,
   users: Any,
   k: int,
-  *,
   exclude_seen: bool = True,
   ties: str = 'index',
+  *,
   ignore_items: Any = (),
   block: int | None = None,
 ) -> Lists:

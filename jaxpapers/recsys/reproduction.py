@@ -357,7 +357,7 @@ def choose_epochs(
   Args:
     data: Data. The test part is not looked at.
     method: Name.
-    parameters: Of its fit function. Where they say how many epochs, or the
+    parameters: Of its fit function. Where they say how many 'epochs', or the
       method has none, or nothing can be validated on, they are final.
     metric: What counts.
     cutoff: Where lists are cut.
@@ -368,7 +368,7 @@ def choose_epochs(
     validation metric, None if nothing was chosen.
   """
   found = methods.find(method)
-  given = any(key.startswith('epochs') for key in parameters)
+  given = 'epochs' in parameters
   if not found.iterative or given or not len(data.validation):
     return dict(parameters), None
   objective = search.validation_objective(
@@ -383,7 +383,7 @@ def choose_epochs(
   )
   chosen = objective(parameters)
   value = chosen.pop('value')
-  return {**parameters, **chosen}, value
+  return {**chosen, **parameters}, value
 
 
 def baselines_of(method: str, data: Data) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ class Csr(NamedTuple):
   users: Any
 
 
+def as_key(seed: Any) -> Any:
+  """A JAX key of a whole number; a key stays what it is."""
+  return jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
+
+
 def put(train: Interactions) -> Csr:
   """Puts interactions on the device.
 

@@ -93,10 +93,10 @@ def search_space(name: str) -> dict[str, Any]:
 def run_search(
   objective: Callable[[Mapping[str, Any]], Any],
   space: Mapping[str, Any],
-  *,
   n_trials: int = 35,
   n_startup: int = 5,
   storage: str | None = None,
+  *,
   name: str = 'recsys',
   seed: int = 0,
   retry: bool = False,
@@ -376,19 +376,22 @@ def validation_objective(
         train, validation, metric=metric, cutoff=cutoff, **options
       )
       if max_epochs is not None:
-        given['epochs'] = max_epochs
+        # Of NeuMF's pretrained parts, too.
+        for key in {'epochs', *method.fixed}:
+          if key.startswith('epochs'):
+            given[key] = max_epochs
     model = methods.fit(
       name, train, given, features=features, seed=seed, monitor=monitor
     )
-    if monitor is not None and monitor.best is not None:
-      return {'value': monitor.best_value, **monitor.epochs()}
+    # Parts too short for a look: the last fit is as long as this one was.
+    chosen = {k: v for k, v in given.items() if k.startswith('epochs')}
+    if monitor is not None:
+      chosen |= monitor.epochs()
+      if monitor.best is not None:
+        return {'value': monitor.best_value, **chosen}
     result = evaluation.evaluate_model(
       model, train, validation, (cutoff,), metrics=(metric,), **options
     )
-    found = {'value': result.mean(metric, cutoff)}
-    if 'epochs' in given:
-      # Too few for a look: the last fit is as long as this one was.
-      found['epochs'] = given['epochs']
-    return found
+    return {'value': result.mean(metric, cutoff), **chosen}
 
   return objective

@@ -41,8 +41,8 @@ class PairedTests(NamedTuple):
 def paired_tests(
   a: Any,
   b: Any,
-  *,
   correction: str = 'holm',
+  *,
   key: Any = None,
   resamples: int = 10_000,
   normal_at: float = 0.05,

@@ -71,7 +71,7 @@ def slim_bpr(
       f' {need / 1e9:.1f} GB; max_bytes is {max_bytes / 1e9:.1f} GB. Raise it,'
       ' drop rare items and longest profiles, or use slim_elastic_net.'
     )
-  key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
+  key = sampling.as_key(seed)
   csr = sampling.put(train)
   profiles = jnp.asarray(train.to_padded()[0])
   sign = -1.0 if compat else 1.0

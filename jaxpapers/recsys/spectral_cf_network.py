@@ -166,7 +166,7 @@ def spectral_cf(
     )
   operator = jnp.asarray(operator, jnp.float32)
   csr = sampling.put(train)
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = sampling.as_key(seed)
   start, key = jax.random.split(key)
   module = SpectralCF(train.num_users, train.num_items, dim, layers)
   params = _init(module, start, operator)

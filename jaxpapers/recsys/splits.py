@@ -148,8 +148,9 @@ def split_strong_generalization(
 ) -> StrongSplit:
   """Held-out users, as in Liang et al. (2018).
 
-  Users with `min_items` or more are shuffled; the first are for validation, those
-  after them for testing. Items that no training user has are dropped from these.
+  Users with `min_items` or more are shuffled; the first are for validation,
+  those after them for testing. Items that no training user has are dropped from
+  these.
 
   Args:
     key: Whole number (98765 there) or JAX key.

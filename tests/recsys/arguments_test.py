@@ -51,9 +51,41 @@ class ArgumentsTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'ties is'):
       recsys.rank_full(lambda u: scores[u], train, users, 4, ties='expected')
 
+  def test_candidates_by_position_and_by_name(self):
+    scores = np.array([[3, 3, 1, 9]], np.float32)
+    positive, seen = np.array([[0, 1, 0, 0]]), np.array([[0, 0, 0, 1]])
+    first = recsys.rank_candidates(scores, positive, seen, 'pessimistic')
+    second = recsys.rank_candidates(
+      scores, pos_mask=positive, seen_mask=seen, ties='pessimistic'
+    )
+    self.assertEqual(first.hit.tolist(), [[0, 1, 0, 0]])
+    self.assertEqual(first.length.tolist(), [3])
+    for a, b in zip(first, second, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  def test_models_of_items_are_their_weights(self):
+    rng = np.random.default_rng(0)
+    x = recsys.from_dense(rng.random((20, 8)) < 0.4)
+    for model in (recsys.ease(x, 3.0), recsys.item_knn(x)):
+      weights = np.asarray(model)
+      self.assertEqual(weights.shape, (8, 8))
+      np.testing.assert_allclose(
+        recsys.score(model, x, [3, 5]), x.to_dense([3, 5]) @ weights, rtol=1e-5
+      )
+
   def test_positions_and_keys(self):
     rng = np.random.default_rng(0)
     x = recsys.from_dense(rng.random((20, 8)) < 0.4)
+    one = recsys.ials(0, x, 2, 3.0, 0.1, 'log', epochs=1)
+    other = recsys.ials(
+      0, x, factors=2, alpha=3.0, reg=0.1, scaling='log', epochs=1
+    )
+    np.testing.assert_array_equal(one.items, other.items)
+    features = np.eye(8)[:, :4]
+    np.testing.assert_array_equal(
+      np.asarray(recsys.hybrid_knn(x, features, 0.3)),
+      np.asarray(recsys.hybrid_knn(x, features, feature_weight=0.3)),
+    )
     np.testing.assert_array_equal(
       recsys.ease(x, 3.0).weights, recsys.ease(x, l2=3.0).weights
     )

@@ -255,7 +255,7 @@ class FitTest(absltest.TestCase):
   def test_refusals(self):
     with self.assertRaisesRegex(ValueError, 'hops is 0'):
       recsys.cmn(self.train, hops=0)
-    with self.assertRaisesRegex(ValueError, 'knows no others'):
+    with self.assertRaisesRegex(ValueError, 'do not extend'):
       recsys.score(self.model, recsys.from_dense(np.eye(3, 24)), [0])
 
 

@@ -245,7 +245,7 @@ class FitTest(absltest.TestCase):
     )
     np.testing.assert_allclose(some[0], scores[0][[2, 15]], atol=1e-5)
     np.testing.assert_allclose(some[1], scores[1][[0, 7]], atol=1e-5)
-    with self.assertRaisesRegex(ValueError, 'knows no others'):
+    with self.assertRaisesRegex(ValueError, 'do not extend'):
       recsys.score(self.model, recsys.from_dense(np.eye(3, 16)), [0])
 
   def test_refusals(self):

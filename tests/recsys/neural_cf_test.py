@@ -175,8 +175,17 @@ class FitTest(parameterized.TestCase):
     self.assertEqual(
       reproduction.best_parameters(trial), {'factors': 4, **chosen}
     )
+    small = recsys.interactions([0], [2])
     with self.assertRaisesRegex(ValueError, '40 users and 20 items'):
-      recsys.score(model, recsys.interactions([0], [2]), [0])
+      recsys.score(model, small, [0])
+    with self.assertRaisesRegex(ValueError, '40 users and 20 items'):
+      models.score_candidates(model, small, [0], np.array([[1]]))
+    # As many epochs of each part as may be, and of the last fit no more.
+    objective = recsys.validation_objective(
+      'NeuMF', self.search, self.validation, max_epochs=2
+    )
+    found = objective({'factors': 4, 'batch_size': 32})
+    self.assertEqual({k: found[k] for k in limits}, dict.fromkeys(limits, 2))
 
   def test_an_epoch_has_each_interaction_once_and_negatives_of_the_user(self):
     # All logits are 2: the losses of the steps count labels.

@@ -60,6 +60,15 @@ class EpochsTest(absltest.TestCase):
     )
     self.assertLen(found.trials, 1)  # Nothing but epochs to choose.
     self.assertEqual(reproduction.best_parameters(found.best), chosen)
+    objective = recsys.validation_objective(
+      self.name,
+      self.data.search_train,
+      self.data.validation,
+      max_epochs=3,
+      **goal,
+    )
+    # Too few for a look: the last fit is no longer.
+    self.assertEqual(objective({'seed': 1})['epochs'], 3)
     # What is given is not chosen again.
     given = {'epochs': 3}
     self.assertEqual(

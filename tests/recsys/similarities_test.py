@@ -206,8 +206,18 @@ class NeighboursTest(parameterized.TestCase):
       'ItemKNN asymmetric a0.2 s10': recsys.item_knn(
         x, similarity='asymmetric', alpha=0.2, shrink=10, **knn
       ),
-      'ItemKNN jaccard s5': recsys.item_knn(
-        x, similarity='jaccard', shrink=5, **knn
+      **{
+        f'ItemKNN {kind} s5': recsys.item_knn(
+          x, similarity=kind, shrink=5, **knn
+        )
+        for kind in ('jaccard', 'dice')
+      },
+      'ItemKNN tversky a0.3 b1.5 s5': recsys.item_knn(
+        x, similarity='tversky', tversky=(0.3, 1.5), shrink=5, **knn
+      ),
+      'UserKNN cosine s10': recsys.user_knn(x, shrink=10, **knn),
+      'UserKNN cosine s10 TF-IDF': recsys.user_knn(
+        x, shrink=10, weighting='TF-IDF', score_with='weighted', **knn
       ),
       'UserKNN cosine s10 BM25': recsys.user_knn(
         x, shrink=10, weighting='BM25', score_with='weighted', **knn
@@ -215,10 +225,13 @@ class NeighboursTest(parameterized.TestCase):
       'UserKNN asymmetric a0.8 s0': recsys.user_knn(
         x, similarity='asymmetric', alpha=0.8, shrink=0, **knn
       ),
+      'P3alpha a0.8 norm': recsys.p3_alpha(x, alpha=0.8, normalize=True, **knn),
+      'RP3beta a0.8 b0.4 norm': recsys.rp3_beta(x, alpha=0.8, beta=0.4, **knn),
       'RP3beta a0.8 b0.4': recsys.rp3_beta(
-        x, top_k=None, alpha=0.8, beta=0.4, normalize=False
+        x, alpha=0.8, beta=0.4, normalize=False, **knn
       ),
     }
+    self.assertSameElements(models, golden)
     for name, model in models.items():
       ours = recsys.score(model, x, [0, 7, 300])
       np.testing.assert_allclose(
