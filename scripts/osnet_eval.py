@@ -172,6 +172,10 @@ def _check_flags():
     raise _command_line.UsageError(
       '--dataset is missing; or give --query and --gallery'
     )
+  if _IDENTITIES.value % 4:
+    raise _command_line.UsageError(
+      f'--identities is {_IDENTITIES.value}; give a multiple of 4'
+    )
   known = (*datasets.DATASETS, 'synthetic')
   for name in _DATASET.value:
     if name not in known:
@@ -189,9 +193,8 @@ def _open(model, output):
   try:
     found = [_open_one(name, model, output) for name in _DATASET.value]
     if _QUERY.value:
-      query, gallery = (
-        datasets.image_folder(folder, _PATTERN.value)
-        for folder in (_QUERY.value, _GALLERY.value)
+      query, gallery = datasets.image_folders(
+        (_QUERY.value, _GALLERY.value), _PATTERN.value
       )
       # Nothing is trained here.
       found.append(

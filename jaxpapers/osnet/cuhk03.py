@@ -38,7 +38,8 @@ def open_cuhk03(
   boxes = 'detected' if detected else 'labeled'
   folder = root / 'cuhk03' if (root / 'cuhk03').is_dir() else root
   images = folder / f'images_{boxes}'
-  if not images.is_dir():
+  splits_there = protocol == 'new' or (folder / _SPLITS).exists()
+  if not (images.is_dir() and splits_there):
     source = files.find(folder, ('cuhk03_release/cuhk-03.mat', 'cuhk-03.mat'))
     if source is None:
       raise files.missing(

@@ -13,7 +13,14 @@ import numpy as np
 from jaxpapers.data import files, images
 from jaxpapers.osnet import cuhk03 as cuhk03_lib
 from jaxpapers.osnet.pa100k import PA100K
-from jaxpapers.osnet.splits import ReIDDataset, ReIDSplit, counted, make_split
+from jaxpapers.osnet.splits import (
+  ReIDDataset,
+  ReIDSplit,
+  chosen,
+  concatenated,
+  counted,
+  make_split,
+)
 from jaxpapers.osnet.viper import VIPeR
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
   'ReIDSplit',
   'VIPeR',
   'image_folder',
+  'image_folders',
   'merge',
   'open_pa100k',
   'open_reid',
@@ -66,6 +74,45 @@ def image_folder(
   Example:
     >>> split = image_folder('~/gallery', r'^(?P<pid>\w+)-')  # doctest: +SKIP
   """
+  (split,) = image_folders(
+    [folder],
+    pattern,
+    first_camera=first_camera,
+    junk=junk,
+    unmatched=unmatched,
+  )
+  return split
+
+
+def image_folders(
+  folders: Sequence[Any],
+  pattern: str = MARKET_PATTERN,
+  *,
+  first_camera: int = 1,
+  junk: Sequence[int] = (-1,),
+  unmatched: str = 'error',
+) -> tuple[ReIDSplit, ...]:
+  r"""Folders of the same people, such as of queries and of a gallery.
+
+  Args:
+    folders: As for `image_folder`. Where identities or cameras are no numbers,
+      they are numbered in all folders together; so are images where there are
+      no cameras.
+    pattern: See there, as the others.
+    first_camera: See there.
+    junk: See there.
+    unmatched: See there.
+
+  Returns:
+    The images of each folder.
+
+  Raises:
+    FileNotFoundError: As `image_folder`.
+    ValueError: As `image_folder`.
+
+  Example:
+    >>> image_folders(['query', 'gallery'])  # doctest: +SKIP
+  """
   try:
     expression = re.compile(pattern)
   except re.error as error:
@@ -76,37 +123,50 @@ def image_folder(
     )
   if unmatched not in ('error', 'skip'):
     raise ValueError(f"unmatched is {unmatched!r}; expected 'error' or 'skip'.")
-  folder = files.as_path(folder)
+  paths = [files.as_path(folder) for folder in folders]
+  found = [_matches(folder, expression, unmatched) for folder in paths]
+  ends = np.cumsum([len(matches) for matches, _ in found])[:-1]
+  everything = [match for matches, _ in found for match in matches.values()]
+  pids, _ = _numbers([match['pid'] for match in everything])
+  if 'cam' in expression.groupindex:
+    camids, given = _numbers([match['cam'] for match in everything])
+    camids = camids - first_camera if given else camids
+  else:  # By file: one that is in two folders does not find itself.
+    names = [
+      str(f / n) for f, m in zip(paths, found, strict=True) for n in m[0]
+    ]
+    camids = np.unique(names, return_inverse=True)[1]
+  return tuple(
+    make_split(
+      folder, list(matches), pids_there, camids_there, junk=junk, excluded=out
+    )
+    for folder, (matches, out), pids_there, camids_there in zip(
+      paths, found, np.split(pids, ends), np.split(camids, ends), strict=True
+    )
+  )
+
+
+def _matches(folder, expression, unmatched):
+  """Name of each image of a folder -> match; what was left out."""
   names = (
-    images.list_images(folder, images.EXTENSIONS) if (folder.is_dir()) else []
+    images.list_images(folder, images.EXTENSIONS) if folder.is_dir() else []
   )
   if not names:
     raise files.missing('A folder of images', folder, '  *.jpg, *.png, ...')
-  found, cameras, kept, others = [], [], [], []
-  for name in names:
-    match = expression.search(name.rpartition('/')[2])
-    if match is None:
-      others.append(name)
-      continue
-    kept.append(name)
-    found.append(match['pid'])
-    cameras.append(match['cam'] if 'cam' in expression.groupindex else None)
+  every = {name: expression.search(name.rpartition('/')[2]) for name in names}
+  others = [name for name, match in every.items() if match is None]
   if others and unmatched == 'error':
     raise ValueError(
       f'{len(others)} of {len(names)} images in {folder} do not fit'
-      f' {pattern!r}, {others[0]} among them. Change the pattern, or take the'
-      " rest with unmatched='skip'."
+      f' {expression.pattern!r}, {others[0]} among them. Change the pattern, or'
+      " take the rest with unmatched='skip'."
     )
-  if not kept:
-    raise ValueError(f'No image in {folder} fits {pattern!r}: {others[0]} ...')
-  if 'cam' in expression.groupindex:
-    camids = _numbers(cameras) - first_camera
-  else:
-    camids = np.arange(len(kept))
-  excluded = {'unmatched': len(others)} if others else {}
-  return make_split(
-    folder, kept, _numbers(found), camids, junk=junk, excluded=excluded
-  )
+  if len(others) == len(names):
+    raise ValueError(
+      f'No image in {folder} fits {expression.pattern!r}: {others[0]} ...'
+    )
+  kept = {name: match for name, match in every.items() if match is not None}
+  return kept, {'unmatched': len(others)} if others else {}
 
 
 def Market1501(root: Any, *, distractors: bool = False) -> ReIDDataset:
@@ -136,7 +196,7 @@ def Market1501(root: Any, *, distractors: bool = False) -> ReIDDataset:
     more = make_split(
       folder / 'images', names, np.zeros(len(names)), np.full(len(names), -1)
     )
-    data = data._replace(gallery=_concatenated([data.gallery, more]))
+    data = data._replace(gallery=concatenated([data.gallery, more]))
     data = counted(data)
   return data
 
@@ -230,7 +290,7 @@ def MSMT17(root: Any, *, combine_all: bool = False) -> ReIDDataset:
   train = _msmt17_list(folder, 'list_train.txt', train_folder)
   if combine_all:
     val = _msmt17_list(folder, 'list_val.txt', train_folder)
-    train = _concatenated([train, val])
+    train = concatenated([train, val])
   first = int(train.pids.max()) + 1
   query, gallery = (
     split._replace(pids=split.pids + np.int32(first))
@@ -364,9 +424,9 @@ def open_reid(
   parts = [data.train, data.query]
   if data.gallery.paths != data.query.paths:
     parts.append(data.gallery)
-  train = _concatenated(parts)
+  train = concatenated(parts)
   people = train.pids != (-1 if data.distractor is None else data.distractor)
-  return counted(data._replace(train=_chosen(train, people)))
+  return counted(data._replace(train=chosen(train, people)))
 
 
 def open_pa100k(folder: Any):
@@ -422,30 +482,12 @@ def merge(splits: Sequence[ReIDSplit]) -> tuple[ReIDSplit, np.ndarray]:
     out.append(split._replace(pids=pids + people, camids=camids + cameras))
     people, cameras = people + len(who), cameras + len(where)
   source = np.repeat(np.arange(len(splits)), [len(s.paths) for s in splits])
-  return _concatenated(out), source.astype(np.int32)
-
-
-def _concatenated(parts):
-  return ReIDSplit(
-    sum((tuple(part.paths) for part in parts), ()),
-    np.concatenate([part.pids for part in parts]).astype(np.int32),
-    np.concatenate([part.camids for part in parts]).astype(np.int32),
-    {key: value for part in parts for key, value in part.excluded.items()},
-  )
-
-
-def _chosen(split, mask):
-  return ReIDSplit(
-    tuple(p for p, there in zip(split.paths, mask, strict=True) if there),
-    split.pids[mask],
-    split.camids[mask],
-    split.excluded,
-  )
+  return concatenated(out), source.astype(np.int32)
 
 
 def _numbers(texts):
-  """Texts as integers; if some are none, their places in sorted order."""
+  """Texts as integers; or their places in sorted order, and False."""
   try:
-    return np.array([int(text) for text in texts], np.int64)
+    return np.array([int(text) for text in texts], np.int64), True
   except ValueError:
-    return np.unique(texts, return_inverse=True)[1]
+    return np.unique(texts, return_inverse=True)[1], False

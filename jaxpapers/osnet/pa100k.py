@@ -6,6 +6,8 @@ import numpy as np
 
 from jaxpapers.data import files
 
+_PARTS = ('train', 'val', 'test')
+
 
 class AttributeSplit(NamedTuple):
   """Images with attributes.
@@ -49,7 +51,8 @@ def PA100K(root: Any) -> AttributeDataset:
 
   Raises:
     FileNotFoundError: Says what to put where.
-    ValueError: Names and labels differ in number, or labels are not 0 or 1.
+    ValueError: A variable is missing, names and labels differ in number, or
+      labels are not 0 or 1.
     ImportError: scipy is not installed.
 
   Example:
@@ -64,13 +67,20 @@ def PA100K(root: Any) -> AttributeDataset:
       'PA-100K', root, '  annotation.mat, and the images in data'
     )
   content = load_mat(folder / 'annotation.mat')
+  wanted = [f'{a}_{b}' for a in _PARTS for b in ('images_name', 'label')]
+  for name in (*wanted, 'attributes'):
+    if name not in content:
+      raise files.CorruptFileError(
+        f'{folder / "annotation.mat"}: {name} is missing; expected the'
+        f' variables {", ".join(wanted)}, attributes.'
+      )
   images = files.find(
     folder, ('data', 'release_data/release_data', 'release_data', 'images')
   )
   if images is None:
     raise files.missing('The images of PA-100K', folder, '  data/000001.jpg')
   parts = []
-  for part in ('train', 'val', 'test'):
+  for part in _PARTS:
     names = texts(content[f'{part}_images_name'])
     labels = np.asarray(content[f'{part}_label'])
     if labels.ndim != 2 or len(labels) != len(names):

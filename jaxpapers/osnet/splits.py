@@ -69,7 +69,7 @@ def make_split(
     The split.
 
   Raises:
-    ValueError: A camera has a negative number, or nothing is left.
+    ValueError: Nothing is left.
   """
   pids, camids = np.asarray(pids, np.int32), np.asarray(camids, np.int32)
   kept = ~np.isin(pids, junk)
@@ -81,6 +81,41 @@ def make_split(
     str(folder / name) for name, there in zip(names, kept, strict=True) if there
   )
   return ReIDSplit(paths, pids[kept], camids[kept], excluded)
+
+
+def chosen(split: ReIDSplit, mask: np.ndarray) -> ReIDSplit:
+  """Some images of a split.
+
+  Args:
+    split: Of all.
+    mask: bool [n].
+
+  Returns:
+    Of those.
+  """
+  return ReIDSplit(
+    tuple(p for p, there in zip(split.paths, mask, strict=True) if there),
+    split.pids[mask],
+    split.camids[mask],
+    split.excluded,
+  )
+
+
+def concatenated(parts: Sequence[ReIDSplit]) -> ReIDSplit:
+  """One split of several.
+
+  Args:
+    parts: One or more.
+
+  Returns:
+    Of all images, in order.
+  """
+  return ReIDSplit(
+    sum((tuple(part.paths) for part in parts), ()),
+    np.concatenate([part.pids for part in parts]).astype(np.int32),
+    np.concatenate([part.camids for part in parts]).astype(np.int32),
+    {key: value for part in parts for key, value in part.excluded.items()},
+  )
 
 
 def counted(data: ReIDDataset) -> ReIDDataset:

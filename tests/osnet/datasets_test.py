@@ -124,6 +124,26 @@ class FolderTest(_Folder):
     self.assertEqual(found.camids.tolist(), [0, 1])
     self.assertEqual(found.excluded, {'unmatched': 1})
 
+  def test_people_of_two_folders_are_the_same(self):
+    self.write('query/bob-hall.png', 'query/carol-hall.png')
+    self.write('gallery/alice-door.png', 'gallery/carol-hall.png')
+    query, gallery = datasets.image_folders(
+      (self.folder / 'query', self.folder / 'gallery'),
+      r'^(?P<pid>\w+)-(?P<cam>\w+)\.',
+    )
+    self.assertEqual(query.pids.tolist(), [1, 2])
+    self.assertEqual(gallery.pids.tolist(), [0, 2])
+    self.assertEqual(query.camids.tolist(), [1, 1])
+    self.assertEqual(gallery.camids.tolist(), [0, 1])
+
+  def test_two_folders_without_cameras(self):
+    self.write('query/1_a.png', 'query/2_a.png', 'more/1_b.png', 'more/2_b.png')
+    folders = [self.folder / name for name in ('query', 'more', 'query')]
+    query, more, again = datasets.image_folders(folders, r'^(?P<pid>\d)_')
+    # No match is of the query's camera but the query itself.
+    self.assertFalse(set(query.camids) & set(more.camids))
+    self.assertEqual(query.camids.tolist(), again.camids.tolist())
+
   @parameterized.parameters(
     (r'(?P<who>\d)', 'expected a group'), ('(', "pattern is '\\('")
   )
@@ -258,6 +278,10 @@ class CUHK03Test(_Folder):
     self.assertEqual(classic.counts['query']['identities'], 1)
     self.assertEqual(classic.counts['train']['images'], 19)
     self.assertEqual(classic.query.camids.tolist(), [0] * 5 + [1] * 4)
+    # torchreid unpacks images there as well, without our list of splits.
+    (self.folder / 'splits_classic.json').unlink()
+    again = datasets.CUHK03(self.folder, protocol='classic', split=1)
+    self.assertEqual(again.query.paths, classic.query.paths)
     with self.assertRaisesRegex(ValueError, 'split is 2; expected 0 to 1'):
       datasets.CUHK03(self.folder, protocol='classic', split=2)
     with self.assertRaisesRegex(ValueError, "cuhk03 is 'new'"):
@@ -350,6 +374,9 @@ class PA100KTest(_Folder):
     with self.assertRaisesRegex(ValueError, 'other than 0 and 1'):
       datasets.PA100K(self.folder)
     path = self.folder / 'PA-100K' / 'annotation.mat'
+    scipy.io.savemat(path, {'train_label': np.zeros((2, 3))})
+    with self.assertRaisesRegex(CorruptFileError, 'train_images_name is miss'):
+      datasets.PA100K(self.folder)
     path.write_bytes(b'x' * 200)
     with self.assertRaisesRegex(CorruptFileError, 'version 5'):
       datasets.PA100K(self.folder)
