@@ -35,9 +35,9 @@ def attribute_metrics(
   """Compares probabilities with labels.
 
   Where the original divides by zero, this does not: an attribute that all
-  images have, or none, is left out of `mA`; an image for which nothing is
-  predicted has the precision 0, and one without attributes the recall 0 (and
-  the accuracy 0 if nothing is predicted either).
+  images have, or none, is left out of `mA`, which is NaN if no other is there;
+  an image for which nothing is predicted has the precision 0, and one without
+  attributes the recall 0 (and the accuracy 0 if nothing is predicted either).
 
   Args:
     prob: Probabilities, [n, A], floating.

@@ -219,14 +219,15 @@ def images_fingerprint(paths: Sequence[Any]) -> str:
     paths: Of the files.
 
   Returns:
-    64 hexadecimal digits.
-
-  Raises:
-    OSError: There is no such file.
+    64 hexadecimal digits; files that are not there have a size of their own.
   """
   digest = hashlib.sha256()
   for path in paths:
-    stat = files.as_path(path).stat()
+    try:
+      stat = files.as_path(path).stat()
+    except OSError:
+      digest.update(f'{path}\0missing\n'.encode())
+      continue
     size = stat.st_size if hasattr(stat, 'st_size') else stat.length
     time = getattr(stat, 'st_mtime_ns', getattr(stat, 'mtime', 0))
     digest.update(f'{path}\0{size}\0{time}\n'.encode())

@@ -4,6 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+TIES = ('stable', 'optimistic', 'pessimistic')
+
+
+def check_ties(ties: str) -> None:
+  """Raises a ValueError unless this is a rule for equal distances."""
+  if ties not in TIES:
+    raise ValueError(f'ties is {ties!r}; expected one of {TIES}.')
+
 
 class Labels(NamedTuple):
   """Who is where.

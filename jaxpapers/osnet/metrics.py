@@ -29,11 +29,15 @@ def l2_normalize(features: Any) -> jax.Array:
     >>> l2_normalize(jnp.array([3.0, 4.0])).tolist()
     [0.6000000238418579, 0.800000011920929]
   """
-  x = jnp.asarray(features)
+  given = jnp.asarray(features)
+  # Squares of float16 are soon out of its range.
+  x = given.astype(jnp.promote_types(given.dtype, jnp.float32))
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   # torch's limit of 1e-12 for the norm. Inside the root, so that the gradient
   # at zero is finite.
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+  unit = x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+  floating = jnp.issubdtype(given.dtype, jnp.floating)
+  return unit.astype(given.dtype) if floating else unit
 
 
 @functools.partial(jax.jit, static_argnames=('metric', 'squared'))
@@ -87,15 +91,22 @@ def pairwise_distance(
     jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None] - 2 * dot
   )
   square = jnp.maximum(square, 0)
-  return square if squared else jnp.sqrt(square)
+  if squared:
+    return square
+  # The derivative of a root at zero is infinite.
+  zero = square == 0
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
-def check_features(features: Any, name: str) -> None:
+def check_features(features: Any, name: str) -> Any:
   """Refuses what no distance can be computed from, outside jit.
 
   Args:
     features: To be [n, dim], floating, finite, with n, dim > 0.
     name: What to call them.
+
+  Returns:
+    Them; lists as an array.
 
   Raises:
     TypeError: They are not floating point numbers.
@@ -106,12 +117,14 @@ def check_features(features: Any, name: str) -> None:
       f'{name} has shape {list(np.shape(features))}; expected [n, dim] with at'
       ' least one image and one dimension.'
     )
+  if not hasattr(features, 'dtype'):
+    features = np.asarray(features)
   if not jnp.issubdtype(features.dtype, jnp.floating):
     raise TypeError(
       f'{name} is of dtype {features.dtype}; expected floating point features.'
     )
   if isinstance(features, jax.core.Tracer):
-    return
+    return features
   # Sums of rows first: no second array of the size of the first.
   with np.errstate(over='ignore', invalid='ignore'):
     total = np.asarray(features.sum(axis=1))
@@ -126,3 +139,4 @@ def check_features(features: Any, name: str) -> None:
         f' {len(total)} rows. Look at the images of these rows and at the'
         ' weights; no rank can be given to them.'
       )
+  return features

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpapers.osnet import identities, metrics, single_shot
 
-TIES = ('stable', 'optimistic', 'pessimistic')
+TIES = identities.TIES
 # Queries at once: fewer would read the gallery from memory too often.
 _LEAST = 32
 
@@ -110,8 +110,8 @@ def rank_metrics(
     ([0.5, 1.0], 0.75)
   """
   metrics.check_metric(metric)
-  metrics.check_features(qf, 'qf')
-  metrics.check_features(gf, 'gf')
+  qf = metrics.check_features(qf, 'qf')
+  gf = metrics.check_features(gf, 'gf')
   if qf.shape[1] != gf.shape[1]:
     raise ValueError(
       f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
@@ -120,8 +120,8 @@ def rank_metrics(
   labels = identities.check_labels(
     len(qf), len(gf), q_pids, g_pids, q_cams, g_cams
   )
-  gf, labels, junk = _without_junk(gf, labels)
-  gf = jnp.asarray(gf)
+  kept, labels, junk = _without_junk(labels)
+  gf = jnp.asarray(gf[kept])
   if metric == 'cosine':  # Once, not in each block.
     gf = metrics.l2_normalize(gf.astype(jnp.promote_types(gf.dtype, 'float32')))
   mesh_axis, shards = _check_mesh(mesh, mesh_axis)
@@ -160,7 +160,8 @@ def rank_metrics_from_distance(
   """Ranks a gallery for every query by given distances.
 
   Args:
-    dist: [Q, G], floating; can be a memory-mapped file.
+    dist: [Q, G], floating; can be a memory-mapped file. As everywhere in JAX,
+      float64 is compared as float32 unless `jax.enable_x64` is on.
     q_pids: As for `rank_metrics`, as all that follow.
     g_pids: See there.
     q_cams: See there.
@@ -184,14 +185,14 @@ def rank_metrics_from_distance(
     >>> r.ap.round(4).tolist(), r.first_rank.tolist()
     ([0.5833], [2])
   """
-  metrics.check_features(dist, 'dist')
+  dist = metrics.check_features(dist, 'dist')
   labels = identities.check_labels(
     *np.shape(dist), q_pids, g_pids, q_cams, g_cams
   )
-  dist, labels, junk = _without_junk(dist, labels, axis=1)
+  kept, labels, junk = _without_junk(labels)
 
   def rows(chosen):
-    return jnp.asarray(dist[chosen])
+    return jnp.asarray(dist[chosen][:, kept])
 
   def count(chosen, matches, removed):
     return count_ahead(rows(chosen), matches, removed, ties)
@@ -224,7 +225,7 @@ def count_ahead(
     >>> count_ahead(dist, jnp.array([[3, 1]]), jnp.array([[0]])).tolist()
     [[0, 1]]
   """
-  check_ties(ties)
+  identities.check_ties(ties)
   limit = _at(dist, matches)
   total = _count(dist, None, limit, matches, ties)
   for special in (removed, matches):
@@ -293,12 +294,6 @@ def _count_at_once(other, other_index, limit, index, ties):
   return jnp.sum(before, axis=2, dtype=jnp.int32)
 
 
-def check_ties(ties: str) -> None:
-  """Raises a ValueError unless this is a rule for equal distances."""
-  if ties not in TIES:
-    raise ValueError(f'ties is {ties!r}; expected one of {TIES}.')
-
-
 @functools.partial(
   jax.jit, static_argnames=('metric', 'ties', 'mesh', 'mesh_axis')
 )
@@ -341,7 +336,7 @@ def _rank(
   shards: int = 1,
 ) -> RankResult:
   """Ranks by functions of chosen queries: their counts, their distances."""
-  check_ties(ties)
+  identities.check_ties(ties)
   if rule not in ('market1501', 'cuhk03'):
     raise ValueError(
       f"protocol is {rule!r}; expected 'market1501' or 'cuhk03'."
@@ -458,17 +453,18 @@ def _filled(index, width):
   return np.pad(index, ((0, 0), (0, missing)), constant_values=-1)
 
 
-def _without_junk(array, labels, axis=0):
-  kept = labels.g_pids != -1
-  junk = int((~kept).sum())
-  if junk == len(kept):
+def _without_junk(labels):
+  """What to keep of the gallery, its labels, and how many are left out."""
+  kept = np.flatnonzero(labels.g_pids != -1)
+  junk = len(labels.g_pids) - len(kept)
+  if not len(kept):
     raise ValueError('g_pids is -1 everywhere: the gallery is all junk.')
-  if junk:
-    array = np.compress(kept, np.asarray(array), axis=axis)
-    labels = labels._replace(
-      g_pids=labels.g_pids[kept], g_cams=labels.g_cams[kept]
-    )
-  return array, labels, junk
+  if not junk:
+    return slice(None), labels, 0
+  labels = labels._replace(
+    g_pids=labels.g_pids[kept], g_cams=labels.g_cams[kept]
+  )
+  return kept, labels, junk
 
 
 def _check_mesh(mesh, mesh_axis):

@@ -137,8 +137,7 @@ def k_reciprocal_rerank_features(
     [0, 1]
   """
   metrics.check_metric(metric)
-  metrics.check_features(qf, 'qf')
-  metrics.check_features(gf, 'gf')
+  qf, gf = _check_pair(qf, gf)
   queries, gallery = len(qf), len(gf)
   _check_parameters(k1, k2, lam, queries + gallery)
   candidates = gallery if candidates is None else candidates
@@ -171,7 +170,6 @@ def k_reciprocal_rerank_features(
   return np.asarray(new), np.asarray(chosen)
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'metric'))
 def alpha_query_expansion(
   qf: Any, gf: Any, k: int = 5, alpha: float = 3.0, metric: str = 'cosine'
 ) -> tuple[jax.Array, jax.Array]:
@@ -193,7 +191,8 @@ def alpha_query_expansion(
     New features, [Q, dim] and [G, dim].
 
   Raises:
-    ValueError: k is not in 1 .. Q + G.
+    ValueError: k is not in 1 .. Q + G, shapes that do not fit, or NaN
+      (outside jit).
 
   Example:
     >>> q, g = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0], [2.0, 0.0]])
@@ -202,11 +201,18 @@ def alpha_query_expansion(
     [[1.5, 0.0]]
   """
   metrics.check_metric(metric)
-  features = jnp.concatenate([jnp.asarray(qf), jnp.asarray(gf)])
-  if not 1 <= k <= len(features):
+  qf, gf = _check_pair(qf, gf)
+  if not 1 <= k <= len(qf) + len(gf):
     raise ValueError(
-      f'k is {k}; expected 1 to {len(features)}, the number of all images.'
+      f'k is {k}; expected 1 to {len(qf) + len(gf)}, the number of all images.'
     )
+  features = jnp.concatenate([jnp.asarray(qf), jnp.asarray(gf)])
+  new = _expanded(features, k, alpha, metric)
+  return new[: len(qf)], new[len(qf) :]
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'metric'))
+def _expanded(features, k, alpha, metric):
   unit = metrics.l2_normalize(features)
   of = unit if metric == 'cosine' else features
 
@@ -218,8 +224,18 @@ def alpha_query_expansion(
     weight = jnp.maximum(similarity, 0) ** alpha
     return jnp.sum(weight[:, None] * features[index], axis=0) / k
 
-  new = jax.lax.map(expand, (of, unit), batch_size=256)
-  return new[: len(qf)], new[len(qf) :]
+  return jax.lax.map(expand, (of, unit), batch_size=256)
+
+
+def _check_pair(qf, gf):
+  qf = metrics.check_features(qf, 'qf')
+  gf = metrics.check_features(gf, 'gf')
+  if qf.shape[1] != gf.shape[1]:
+    raise ValueError(
+      f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
+      ' of the same network.'
+    )
+  return qf, gf
 
 
 def _check_parameters(k1, k2, lam, number):
@@ -334,7 +350,9 @@ def _compact(index, width):
 def _weights(index, dist):
   """exp(-distance), with the sum of one, of the entries that there are."""
   value = jnp.where(index < len(index), jnp.exp(-dist), 0)
-  return value / jnp.sum(value, axis=1, keepdims=True)
+  total = jnp.sum(value, axis=1, keepdims=True)
+  # Of many equal images some are not among their own neighbours: no entries.
+  return value / jnp.where(total > 0, total, 1)
 
 
 def _average(rows, neighbours, k2):

@@ -37,8 +37,8 @@ def nearest(
     equal distances the lower index comes first.
 
   Raises:
-    ValueError: Shapes that do not fit, NaN in the features, or k is not in
-      1 .. G.
+    ValueError: Shapes that do not fit, NaN, distances out of the range of
+      float32, or k is not in 1 .. G.
 
   Example:
     >>> gf = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
@@ -47,10 +47,11 @@ def nearest(
     [[2, 3]]
   """
   metrics.check_metric(metric)
-  metrics.check_features(qf, 'qf')
-  if len(np.shape(gf)) != 2 or np.shape(gf)[1] != qf.shape[1]:
+  qf = metrics.check_features(qf, 'qf')
+  shape = np.shape(gf)
+  if len(shape) != 2 or 0 in shape or shape[1] != qf.shape[1]:
     raise ValueError(
-      f'gf has shape {list(np.shape(gf))}; expected [G, {qf.shape[1]}] as qf'
+      f'gf has shape {list(shape)}; expected [G, {qf.shape[1]}], G > 0, as qf'
       f' has shape {list(qf.shape)}.'
     )
   if not 1 <= k <= len(gf):
@@ -81,6 +82,10 @@ def nearest(
     seen = start + block
   dist = np.concatenate([np.asarray(d) for d, _ in best])[: len(qf)]
   index = np.concatenate([np.asarray(i) for _, i in best])[: len(qf)]
+  if not np.isfinite(dist).all():
+    raise ValueError(
+      'Distances are too large for float32: normalise the features.'
+    )
   return dist, index
 
 

@@ -69,7 +69,8 @@ def single_shot_cmc(
       f'max_rank is {max_rank} and repeats {repeats}; expected positive'
       ' numbers.'
     )
-  metrics.check_features(dist, 'dist')
+  identities.check_ties(ties)
+  dist = metrics.check_features(dist, 'dist')
   labels = identities.check_labels(
     *np.shape(dist), q_pids, g_pids, q_cams, g_cams
   )

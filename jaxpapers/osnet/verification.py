@@ -1,14 +1,19 @@
 """Whether two images show the same person: ROC curve, equal error rate."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from jaxpapers.osnet import identities, metrics
 
 
-class VerificationResult(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class VerificationResult:
   """A receiver operating characteristic, by distance.
+
+  Unpacks to the first five: `fpr, tpr, thresholds, eer, auc = result`.
 
   Attributes:
     fpr: float64 [n], share of pairs of different people that are accepted.
@@ -29,6 +34,9 @@ class VerificationResult(NamedTuple):
   eer_threshold: float
   num_positive: int
   num_negative: int
+
+  def __iter__(self) -> Iterator[Any]:
+    return iter((self.fpr, self.tpr, self.thresholds, self.eer, self.auc))
 
 
 def verification_roc(
@@ -60,7 +68,7 @@ def verification_roc(
     >>> verification_roc(dist, *labels).auc
     0.5
   """
-  metrics.check_features(dist, 'dist')
+  dist = metrics.check_features(dist, 'dist')
   labels = identities.check_labels(
     *np.shape(dist), q_pids, g_pids, q_cams, g_cams
   )
@@ -127,8 +135,8 @@ def threshold_at_fpr(result: VerificationResult, fpr: float) -> float:
     fpr: The largest share of pairs of different people to accept, in [0, 1].
 
   Returns:
-    The largest threshold of the curve that keeps it; minus infinity if there
-    is none.
+    The least threshold that accepts as many pairs of the same person as any
+    that keeps it; minus infinity if none accepts any.
 
   Raises:
     ValueError: It is no share.

@@ -127,6 +127,11 @@ class FeaturesTest(parameterized.TestCase):
     self.assertEqual(lost, [2, 2])
     with self.assertRaisesRegex(CorruptFileError, '2.png'):
       get()
+    self.paths[3].unlink()
+    for expected in (False, True):
+      found, there = get(unreadable=lambda i, _: lost.append(i))
+      self.assertEqual(there, expected)
+    self.assertEqual(lost[2:], [2, 3, 2, 3])
 
   def test_bad_input(self):
     with self.assertRaisesRegex(ValueError, 'paths is empty'):

@@ -62,6 +62,14 @@ class VerificationTest(parameterized.TestCase):
         np.mean(positive <= limit), verification.tpr_at_fpr(found, rate)
       )
 
+  def test_unpacks_to_curve_and_rates(self):
+    found = verification.verification_roc(
+      np.array([[1.0, 2, 3, 4]]), [1], [1, 2, 1, 2], [0], [1, 1, 1, 1]
+    )
+    fpr, tpr, thresholds, eer, auc = found
+    self.assertEqual(len(fpr), len(tpr), len(thresholds))
+    self.assertEqual((eer, auc), (0.5, 0.75))
+
   def test_nothing_to_compare(self):
     with self.assertRaisesRegex(ValueError, '0 pairs of the same person'):
       verification.verification_roc(np.ones((1, 1)), [1], [2], [0], [0])

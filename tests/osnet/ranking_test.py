@@ -55,6 +55,19 @@ class DistanceTest(parameterized.TestCase):
     grad = jax.grad(lambda x: metrics.l2_normalize(x).sum())(jnp.zeros(3))
     self.assertTrue(jnp.isfinite(grad).all())
 
+    def total(x):
+      return metrics.pairwise_distance(x, x, squared=False).sum()
+
+    self.assertTrue(jnp.isfinite(jax.grad(total)(jnp.ones((2, 3)))).all())
+
+  def test_float16_beyond_the_range_of_its_squares(self):
+    x = jnp.array([[0.0, 0.0], [3e-4, 4e-4], [300, 400]], jnp.float16)
+    unit = metrics.l2_normalize(x)
+    self.assertEqual(unit.dtype, jnp.float16)
+    expected = [[0, 0], [0.6, 0.8], [0.6, 0.8]]
+    # float16 has 11 bits, fewer for 3e-4.
+    np.testing.assert_allclose(unit, expected, atol=2e-3)
+
   def test_16_bits_are_computed_with_as_32(self):
     x = jnp.asarray(goldens.normal('h', (5, 64)), jnp.bfloat16)
     dist = metrics.pairwise_distance(x, x)
@@ -222,6 +235,18 @@ class RulesTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(moved.ap, found.ap, rtol=1e-12)
     np.testing.assert_array_equal(moved.first_rank, found.first_rank)
+
+  def test_lists_are_arrays(self):
+    dist, *labels = self._small()
+    found, expected = (
+      ranking.rank_metrics_from_distance(x, *labels)
+      for x in (dist.tolist(), dist)
+    )
+    np.testing.assert_array_equal(found.ap, expected.ap)
+    found = ranking.rank_metrics(
+      [[0.0]], [[1.0], [0.5]], [1], [2, 1], [0], [1, 1]
+    )
+    self.assertEqual(found.first_rank.tolist(), [1])
 
   def test_junk_is_left_out_and_counted(self):
     dist, q_pids, g_pids, q_cams, g_cams = self._small()

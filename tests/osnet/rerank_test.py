@@ -2,6 +2,7 @@
 
 import tempfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -76,6 +77,26 @@ class RerankTest(parameterized.TestCase):
     new = rerank.k_reciprocal_rerank(*_distances(*same), k1=6, k2=2)
     self.assertTrue(np.isfinite(new).all())
 
+  @parameterized.parameters(1, 3)
+  def test_more_equal_images_than_neighbours(self, k2):
+    qf, gf = _features()
+    gf[:20] = 0
+    new = rerank.k_reciprocal_rerank(*_distances(qf, gf), k1=6, k2=k2)
+    self.assertTrue(np.isfinite(new).all())
+    dist, index = rerank.k_reciprocal_rerank_features(qf, gf, k1=6, k2=k2)
+    np.testing.assert_allclose(
+      dist, np.take_along_axis(new, index, axis=1), atol=2e-6
+    )
+
+  def test_features_of_two_networks(self):
+    qf, gf = _features()
+    for call in (
+      rerank.k_reciprocal_rerank_features,
+      rerank.alpha_query_expansion,
+    ):
+      with self.assertRaisesRegex(ValueError, 'qf has 15 dimensions and gf 16'):
+        call(qf[:, 1:], gf)
+
   @parameterized.parameters(
     ({'k1': 75}, 'k1 is 75; expected 1 to 74'),
     ({'k1': 4, 'k2': 6}, 'k2 is 6; expected 1 to k1'),
@@ -108,6 +129,18 @@ class QueryExpansionTest(parameterized.TestCase):
     q, g = rerank.alpha_query_expansion(qf, gf, k=1)
     np.testing.assert_allclose(q, qf, rtol=2e-6)
     np.testing.assert_allclose(g, gf, rtol=2e-6)
+
+  def test_under_jit(self):
+    qf, gf = _features()
+    found = jax.jit(rerank.alpha_query_expansion)(qf, gf)
+    expected = rerank.alpha_query_expansion(qf, gf)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
+
+  def test_nan(self):
+    qf, gf = _features()
+    gf[2, 1] = np.nan
+    with self.assertRaisesRegex(ValueError, r'gf\[2\] holds NaN'):
+      rerank.alpha_query_expansion(qf, gf)
 
   def test_bad_k(self):
     qf, gf = _features()
@@ -146,6 +179,13 @@ class NearestTest(parameterized.TestCase):
   def test_bad_k(self, k):
     with self.assertRaisesRegex(ValueError, f'k is {k}; expected 1 to 60'):
       retrieval.nearest(*_features(), k)
+
+  def test_out_of_range(self):
+    large = np.array([[3e20], [-3e20]], np.float32)
+    with self.assertRaisesRegex(ValueError, 'too large for float32'):
+      retrieval.nearest(large, large, 2)
+    with self.assertRaisesRegex(ValueError, r'gf has shape \[0, 1\]'):
+      retrieval.nearest(large, large[:0], 1)
 
   def test_nan_in_the_gallery(self):
     qf, gf = _features()

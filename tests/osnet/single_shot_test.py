@@ -116,6 +116,8 @@ class SingleShotTest(parameterized.TestCase):
     dist = np.ones((1, 2), np.float32)
     with self.assertRaisesRegex(ValueError, 'expected a key'):
       single_shot.single_shot_cmc(dist, [1], [1, 2], [0], [1, 1], exact=False)
+    with self.assertRaisesRegex(ValueError, "ties is 'lucky'"):
+      single_shot.single_shot_cmc(dist, [1], [1, 2], [0], [1, 1], ties='lucky')
     with self.assertRaisesRegex(ValueError, 'No query has a match'):
       single_shot.single_shot_cmc(dist, [9], [1, 2], [0], [1, 1])
 
