@@ -240,7 +240,8 @@ def _verify(result, options):
   if not positive.size or not negative.size:
     return
   result.roc = verification.verification_roc(dist, *labels)
-  edges = np.linspace(0, np.quantile(negative, 0.999), 61)
+  # All distances are zero where features have collapsed.
+  edges = np.linspace(0, max(np.quantile(negative, 0.999), 1e-6), 61)
   result.histogram = (
     edges,
     np.histogram(positive, edges)[0] / positive.size,

@@ -53,10 +53,9 @@ svg { width: 100%; height: auto; } .grid { stroke: var(--line); }
   background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   margin: 6px 0; }
 figure { margin: 0; flex: none; text-align: center; font-size: 11px;
-  max-width: 84px;
-  line-height: 1.3; }
-figure img { display: block; height: 128px; border: 4px solid var(--dim);
-  border-radius: 3px; image-rendering: auto; }
+  width: min-content; min-width: 86px; line-height: 1.3; }
+figure img { display: block; margin: 0 auto 2px; height: 128px;
+  border: 4px solid var(--dim); border-radius: 3px; image-rendering: auto; }
 figure.right img { border-color: var(--right); }
 figure.wrong img { border-color: var(--wrong); border-style: dashed; }
 .list .first { margin-right: 18px; }
