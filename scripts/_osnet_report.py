@@ -49,11 +49,11 @@ svg { width: 100%; height: auto; } .grid { stroke: var(--line); }
   margin: 0; padding: 0 0 0 8px; font-size: 13px; }
 .legend span { display: inline-block; width: 14px; height: 4px;
   margin: 0 6px 3px 0; }
-.list { display: flex; gap: 8px; overflow-x: auto; padding: 8px;
+.list { display: flex; gap: 6px; overflow-x: auto; padding: 8px;
   background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   margin: 6px 0; }
 figure { margin: 0; flex: none; text-align: center; font-size: 11px;
-  width: min-content; min-width: 86px; line-height: 1.3; }
+  width: min-content; min-width: 78px; line-height: 1.3; }
 figure img { display: block; margin: 0 auto 2px; height: 128px;
   border: 4px solid var(--dim); border-radius: 3px; image-rendering: auto; }
 figure.right img { border-color: var(--right); }
