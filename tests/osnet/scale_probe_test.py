@@ -91,14 +91,14 @@ class ProbeTest(parameterized.TestCase):
     ('T1', 0, (97, 0, 0, 0), (100, 55, 55, 55)),
     ('T2', 0, (97, 75, 0, 0), (100, 100, 55, 55)),
     ('T4', 0, (97, 97, 55, 0), (100, 100, 100, 100)),
+    ('T4', 1, (97, 97, 85, 0), (100, 100, 100, 100)),
     ('equal', 0, (97, 0, 0, 0), (100, 55, 55, 55)),
     ('single', 1, (97, 97, 85, 0), (100, 100, 100, 100)),
   )
   @pytest.mark.nightly
   def test_scales_that_a_block_sees(self, name, seed, least, most):
-    # Chance is 50 +- 1.1 % with 2000 images. Lag 6 needs some luck to be
-    # learned in 500 steps: it is in reach of T4, which has it only in part
-    # with this seed, and of the stream of four layers alone.
+    # Chance is 50 +- 1.1 % with 2000 images. In 500 steps T4 has 59, 88 and
+    # 63 % of lag 6 with seeds 0, 1 and 2: in reach, and not yet learned.
     cfg = OSNetConfig(**scale_probe.VARIANTS[name])
     result = scale_probe.run_probe(cfg, (seed,))
     accuracy = 100 * np.asarray(result.accuracy[0])
