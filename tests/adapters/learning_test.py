@@ -205,6 +205,7 @@ class LearningTest(absltest.TestCase):
     self.assertLessEqual(without, median + 2 / 558)
 
   @pytest.mark.nightly
+  @pytest.mark.timeout(3600)
   def test_recipe(self):
     """The recipe of B(iii), 1000 examples four times."""
     lines = [
