@@ -140,3 +140,26 @@ def check_features(features: Any, name: str) -> Any:
         ' weights; no rank can be given to them.'
       )
   return features
+
+
+def check_both(qf: Any, gf: Any) -> tuple[Any, Any]:
+  """Refuses features that cannot be compared, outside jit.
+
+  Args:
+    qf: Of the queries, [Q, dim].
+    gf: Of the gallery, [G, dim].
+
+  Returns:
+    Them.
+
+  Raises:
+    TypeError: See `check_features`.
+    ValueError: See there; or they have not the same number of dimensions.
+  """
+  qf, gf = check_features(qf, 'qf'), check_features(gf, 'gf')
+  if qf.shape[1] != gf.shape[1]:
+    raise ValueError(
+      f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
+      ' of the same network.'
+    )
+  return qf, gf

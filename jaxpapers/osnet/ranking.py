@@ -110,13 +110,7 @@ def rank_metrics(
     ([0.5, 1.0], 0.75)
   """
   metrics.check_metric(metric)
-  qf = metrics.check_features(qf, 'qf')
-  gf = metrics.check_features(gf, 'gf')
-  if qf.shape[1] != gf.shape[1]:
-    raise ValueError(
-      f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
-      ' of the same network.'
-    )
+  qf, gf = metrics.check_both(qf, gf)
   labels = identities.check_labels(
     len(qf), len(gf), q_pids, g_pids, q_cams, g_cams
   )

@@ -137,7 +137,7 @@ def k_reciprocal_rerank_features(
     [0, 1]
   """
   metrics.check_metric(metric)
-  qf, gf = _check_pair(qf, gf)
+  qf, gf = metrics.check_both(qf, gf)
   queries, gallery = len(qf), len(gf)
   _check_parameters(k1, k2, lam, queries + gallery)
   candidates = gallery if candidates is None else candidates
@@ -201,7 +201,7 @@ def alpha_query_expansion(
     [[1.5, 0.0]]
   """
   metrics.check_metric(metric)
-  qf, gf = _check_pair(qf, gf)
+  qf, gf = metrics.check_both(qf, gf)
   if not 1 <= k <= len(qf) + len(gf):
     raise ValueError(
       f'k is {k}; expected 1 to {len(qf) + len(gf)}, the number of all images.'
@@ -225,17 +225,6 @@ def _expanded(features, k, alpha, metric):
     return jnp.sum(weight[:, None] * features[index], axis=0) / k
 
   return jax.lax.map(expand, (of, unit), batch_size=256)
-
-
-def _check_pair(qf, gf):
-  qf = metrics.check_features(qf, 'qf')
-  gf = metrics.check_features(gf, 'gf')
-  if qf.shape[1] != gf.shape[1]:
-    raise ValueError(
-      f'qf has {qf.shape[1]} dimensions and gf {gf.shape[1]}; expected features'
-      ' of the same network.'
-    )
-  return qf, gf
 
 
 def _check_parameters(k1, k2, lam, number):
