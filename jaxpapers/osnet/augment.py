@@ -12,10 +12,10 @@ batch that is spread over a mesh gives those of one device.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -187,14 +187,11 @@ def color_jitter(
     An array of the same shape and type.
   """
   _check(images, 0.0)
-  for name, value, most in (
-    ('brightness', brightness, 1),
-    ('contrast', contrast, 1),
-    ('saturation', saturation, 1),
-    ('hue', hue, 0.5),
-  ):
-    if not 0 <= value <= most:
-      raise ValueError(f'{name} is {value}; expected 0 to {most}.')
+  if images.shape[-1] != 3:
+    raise ValueError(
+      f'images has shape {images.shape}; expected three channels: R, G, B.'
+    )
+  check_jitter(brightness, contrast, saturation, hue)
   x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
   amounts = jnp.asarray([brightness, contrast, saturation, hue], x.dtype)
   unit = jax.random.uniform(
@@ -215,6 +212,33 @@ def color_jitter(
   if hue:
     x = 255 * _to_rgb(_turn(_to_hsv(x / 255), draws[:, 3, ..., 0]))
   return _like(x, images.dtype)
+
+
+def check_jitter(
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+) -> None:
+  """Refuses amounts that `color_jitter` does not take.
+
+  Args:
+    brightness: As of `color_jitter`, like the others.
+    contrast: Amount.
+    saturation: Amount.
+    hue: Amount.
+
+  Raises:
+    ValueError: If one is no number in its range.
+  """
+  for name, value, most in (
+    ('brightness', brightness, 1),
+    ('contrast', contrast, 1),
+    ('saturation', saturation, 1),
+    ('hue', hue, 0.5),
+  ):
+    if not (isinstance(value, numbers.Real) and 0 <= value <= most):
+      raise ValueError(f'{name} is {value!r}; expected 0 to {most}.')
 
 
 @flax.struct.dataclass
@@ -426,7 +450,11 @@ def _like(x, dtype):
 
 
 def _check(images, probability):
-  chex.assert_rank(images, 4)
+  if jnp.ndim(images) != 4:
+    raise ValueError(
+      f'images has shape {jnp.shape(images)}; expected [batch, height, width,'
+      ' channels]. Add an axis for a single image.'
+    )
   if not 0 <= probability <= 1:
     raise ValueError(f'probability is {probability}; expected 0 to 1.')
 

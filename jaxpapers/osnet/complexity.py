@@ -55,16 +55,17 @@ def complexity(
     Both sums and the layers.
 
   Raises:
-    ValueError: If images are too small.
+    ValueError: If hw is no pair, or images are too small.
 
   Example:
     >>> params, mult_adds, layers = complexity(OSNetConfig())
     >>> params, mult_adds, layers[0].name
     (2169508, 978878352, 'conv1')
   """
-  if min(hw) < smallest_side(cfg):
+  if len(hw) != 2 or min(hw) < smallest_side(cfg):
     raise ValueError(
-      f'hw is {hw}; expected {smallest_side(cfg)} pixels or more each way.'
+      f'hw is {hw}; expected height and width, {smallest_side(cfg)} pixels or'
+      ' more each.'
     )
   counter = _Counter(cfg, tuple(hw))
   counter.network(num_classes)
@@ -110,7 +111,8 @@ class _Counter:
     cfg = self.cfg
     kernel, stride = (7, 2) if cfg.stem == 'imagenet' else (3, 1)
     self.hw = _halve(self.hw, stride)
-    self.conv('conv1', cfg.channels[0], kernel)
+    instance = cfg.stem_norm == 'instance'
+    self.conv('conv1', cfg.channels[0], kernel, instance=instance)
     if cfg.stem != 'cifar':
       self.hw = _halve(self.hw, 2)
     index, stages = 0, len(cfg.blocks_per_stage)
@@ -140,11 +142,12 @@ class _Counter:
     self.gates(name, middle)
     if cfg.aggregation == 'concat':
       self.channels = middle * len(cfg.streams)
+    # Inside there is an instance norm in the place of the batch norm.
     inside = instance_norm in ('inside', 'both')
-    # Inside there is an instance norm instead, with as many parameters.
-    self.conv(f'{name}/conv3', features)
-    if inside and instance_norm == 'both' or instance_norm == 'outside':
-      self.add(f'{name}/instance_norm', self.norm_params(features), 0, features)
+    self.conv(f'{name}/conv3', features, instance=inside)
+    if instance_norm in ('outside', 'both'):
+      params = self.norm_params(features, instance=True)
+      self.add(f'{name}/instance_norm', params, 0, features)
     if channels != features:
       self.channels = channels
       self.conv(f'{name}/downsample', features)
@@ -173,15 +176,24 @@ class _Counter:
     else:
       self.add(f'{name}/gate', params, count * (first + second), out)
 
-  def conv(self, name, features, kernel=1, groups=1, bias=False, norms=1):
+  def conv(
+    self,
+    name,
+    features,
+    kernel=1,
+    groups=1,
+    bias=False,
+    norms=1,
+    instance=False,
+  ):
     weights = features * (kernel**2 * self.channels // groups + bias)
-    params = weights + norms * self.norm_params(features)
+    params = weights + norms * self.norm_params(features, instance)
     self.channels = features
     self.add(name, params, weights * self.hw[0] * self.hw[1], features)
 
-  def norm_params(self, features):
-    if self.cfg.folded:
-      return features
+  def norm_params(self, features, instance=False):
+    if self.cfg.folded and not instance:
+      return features  # Instance norms are not folded.
     return 2 * features if self.cfg.affine else 0
 
   def add(self, name, params, mult_adds, features):

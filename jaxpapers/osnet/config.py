@@ -81,7 +81,10 @@ class OSNetConfig:
   def __post_init__(self):
     """Checks the fields; lists become tuples, so that configs can be keys."""
     for name in ('channels', 'blocks_per_stage', 'streams', 'instance_norm'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
+      value = getattr(self, name)
+      if isinstance(value, (int, str)):
+        raise ValueError(f'{name} is {value!r}; expected a tuple.')
+      object.__setattr__(self, name, tuple(value))
     for name in ('channels', 'blocks_per_stage', 'streams'):
       value = getattr(self, name)
       if not value or any(not isinstance(n, int) or n < 1 for n in value):

@@ -154,7 +154,8 @@ def to_torch_state_dict(
     Name -> array, with `num_batches_tracked` of every batch norm, 0.
 
   Raises:
-    ValueError: If the naming is unknown or has no names for the network.
+    ValueError: If the naming is unknown or has no names for the network, or
+      params or batch_stats are missing.
     WeightMismatchError: If the tree is of another network.
   """
   if cfg.folded or not cfg.affine:
@@ -166,7 +167,11 @@ def to_torch_state_dict(
     naming = 'torchreid' if _has_plain_names(cfg) else 'ain'
   elif naming not in NAMINGS:
     raise ValueError(f'naming is {naming!r}; expected auto or of {NAMINGS}.')
-  kept = {name: variables[name] for name in ('params', 'batch_stats')}
+  kept = {name: variables.get(name) for name in ('params', 'batch_stats')}
+  if None in kept.values():
+    raise ValueError(
+      f'variables has {sorted(variables)}; expected params and batch_stats.'
+    )
   state = table_for(cfg, naming).to_state_dict(kept)
   out: dict[str, np.ndarray] = {}
   for name, array in state.items():
@@ -188,7 +193,8 @@ def expected(cfg: OSNetConfig, num_classes: int = 0) -> dict[str, Any]:
   Returns:
     Tree of ShapeDtypeStructs; not to be changed, since it is kept.
   """
-  side = max(64, 2 * smallest_side(cfg))
+  # Two pixels are left at the end, which instance norms need.
+  side = max(64, 4 * smallest_side(cfg))
   x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   net = OSNet(cfg, num_classes)
   return dict(jax.eval_shape(net.init, jax.random.key(0), x))

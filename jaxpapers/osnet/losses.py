@@ -23,7 +23,7 @@ def cross_entropy_label_smoothing(
     eps: What is spread over all classes; 0 for none.
 
   Returns:
-    A scalar, float32 or wider.
+    A scalar, float32 or wider. Under `jit`, NaN if a label is out of range.
 
   Raises:
     ValueError: If shapes do not fit, eps is not in [0, 1], or, outside of
@@ -34,14 +34,17 @@ def cross_entropy_label_smoothing(
     >>> round(float(loss), 3)  # log 4
     1.386
   """
-  _check_logits('logits', logits)
-  _check_labels(labels, len(logits))
+  logits = _check_logits('logits', logits)
+  labels = _check_labels(labels, len(logits))
   if not isinstance(eps, jax.core.Tracer) and not 0 <= eps <= 1:
     raise ValueError(f'eps is {eps}; expected 0 to 1.')
   classes = logits.shape[1]
   _check_range(labels, classes)
   log = jax.nn.log_softmax(_wide(logits))
-  true = jnp.take_along_axis(log, labels[:, None].astype(jnp.int32), 1)[:, 0]
+  # Under jit a class that is none gives NaN: -1 would be the last one.
+  labels = labels.astype(jnp.int32)
+  labels = jnp.where(labels < 0, classes, labels)
+  true = jnp.take_along_axis(log, labels[:, None], 1, mode='fill')[:, 0]
   return -((1 - eps) * true + eps * log.mean(1)).mean()
 
 
@@ -74,8 +77,8 @@ def batch_hard_triplet(
     >>> round(float(loss), 3)
     0.333
   """
-  _check_logits('features', features)
-  _check_labels(labels, len(features))
+  features = _check_logits('features', features)
+  labels = _check_labels(labels, len(features))
   if isinstance(margin, str) and margin != 'soft':
     raise ValueError(f"margin is {margin!r}; expected a number or 'soft'.")
   if not isinstance(labels, jax.core.Tracer):
@@ -118,7 +121,8 @@ def mutual_learning(teacher: jax.Array, student: jax.Array) -> jax.Array:
     >>> round(float(mutual_learning(p, p)), 3)
     0.693
   """
-  _check_logits('teacher', teacher)
+  teacher = _check_logits('teacher', teacher)
+  student = _check_logits('student', student)
   if jnp.shape(student) != jnp.shape(teacher):
     raise ValueError(
       f'student has shape {jnp.shape(student)}; expected that of teacher,'
@@ -149,7 +153,7 @@ def weighted_bce(
     >>> float(weighted_bce(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.zeros(2)))
     0.0
   """
-  _check_logits('logits', logits)
+  logits = _check_logits('logits', logits)
   if jnp.shape(labels) != jnp.shape(logits):
     raise ValueError(
       f'labels has shape {jnp.shape(labels)}; expected that of logits,'
@@ -165,7 +169,7 @@ def weighted_bce(
         f'weights has shape {jnp.shape(weights)}; expected one for each of'
         f' {logits.shape[1]} attributes.'
       )
-    loss = loss * weights
+    loss = loss * jnp.asarray(weights)
   return loss.mean()
 
 
@@ -226,8 +230,8 @@ def circle(
     >>> round(float(circle(x, jnp.array([0, 0, 1, 1]))), 3)
     0.036
   """
-  _check_logits('features', features)
-  _check_labels(labels, len(features))
+  features = _check_logits('features', features)
+  labels = _check_labels(labels, len(features))
   x = _wide(features)
   square = jnp.square(x).sum(1, keepdims=True)
   x = x * jax.lax.rsqrt(jnp.maximum(square, _SMALLEST_SQUARE))
@@ -253,8 +257,9 @@ def _euclidean(x):
   square = jnp.square(x).sum(1)
   squared = square[:, None] + square[None] - 2 * _products(x)
   # Clipped before the root: its gradient at 0 is infinite.
-  clear = squared > _SMALLEST_SQUARE
-  return jnp.sqrt(jnp.where(clear, squared, _SMALLEST_SQUARE))
+  # What is not a number stays so, that a run stops.
+  tiny = squared <= _SMALLEST_SQUARE
+  return jnp.sqrt(jnp.where(tiny, _SMALLEST_SQUARE, squared))
 
 
 def _products(x):
@@ -266,16 +271,23 @@ def _wide(x):
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _array(x):
+  return x if hasattr(x, 'dtype') else np.asarray(x)
+
+
 def _check_logits(name, x):
+  x = _array(x)
   if jnp.ndim(x) != 2 or 0 in jnp.shape(x):
     raise ValueError(
       f'{name} has shape {jnp.shape(x)}; expected two axes, images first.'
     )
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f'{name} is {x.dtype}; expected floating.')
+  return x
 
 
 def _check_labels(labels, rows):
+  labels = _array(labels)
   if jnp.shape(labels) != (rows,):
     raise ValueError(
       f'labels has shape {jnp.shape(labels)}; expected one for each of {rows}'
@@ -283,6 +295,7 @@ def _check_labels(labels, rows):
     )
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise TypeError(f'labels is {labels.dtype}; expected integers.')
+  return labels
 
 
 def _check_range(labels, classes):

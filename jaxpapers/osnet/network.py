@@ -89,6 +89,10 @@ class OSNet(linen.Module):
   def _run(self, cfg, x, children, block, *inputs):
     """The network with a maker of blocks, and what their calls get."""
     check_images(self, x)
+    if self.num_classes < 0:
+      raise ValueError(
+        f'num_classes is {self.num_classes}; expected 0 (none) or more.'
+      )
     if cfg.dtype is not None:
       x = x.astype(cfg.dtype)
     x = self._stem(cfg, x, children)
@@ -182,12 +186,35 @@ class Children:
 
   def check(self) -> None:
     """Refuses names that no child has."""
-    unknown = sorted(set(self._open or ()) - self._found)
-    if unknown:
-      raise ValueError(
-        f'open_layers has {unknown}; expected names of children, such as'
-        " 'classifier', 'fc', 'conv5', 'conv4', 'conv2_0'."
-      )
+    _refuse(sorted(set(self._open or ()) - self._found))
+
+
+def check_children(cfg: OSNetConfig, names: Sequence[str]) -> None:
+  """Refuses names that no child of a network with a classifier has.
+
+  Args:
+    cfg: The network's.
+    names: Such as `open_layers`.
+
+  Raises:
+    ValueError: With those that are none.
+  """
+  children = ['conv1', 'conv5', 'classifier']
+  children += ['fc'] * (cfg.feature_dim is not None)
+  for stage, count in enumerate(cfg.blocks_per_stage, 2):
+    children += [f'conv{stage}_{block}' for block in range(count)]
+    if stage <= len(cfg.blocks_per_stage):
+      children.append(f'conv{stage}_transition')
+  names = (names,) if isinstance(names, str) else names
+  _refuse(sorted(n for n in names if not any(is_child(c, n) for c in children)))
+
+
+def _refuse(unknown):
+  if unknown:
+    raise ValueError(
+      f'open_layers has {unknown}; expected names of children, such as'
+      " 'classifier', 'fc', 'conv5', 'conv4', 'conv2_0'."
+    )
 
 
 def is_child(name: str, prefix: str) -> bool:

@@ -208,7 +208,7 @@ def step_schedule(
     [1.0, 1.0, 0.1, 0.01]
   """
   _check_positive(steps_per_epoch=steps_per_epoch)
-  every = milestones if isinstance(milestones, int) else None
+  every = milestones if jnp.ndim(milestones) == 0 else None
   _check_positive(milestones=every if every is not None else 1)
 
   def schedule(count):

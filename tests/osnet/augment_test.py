@@ -197,6 +197,13 @@ class TransformsTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, 'hue is 0.7'):
       augment.color_jitter(key, images, hue=0.7)
+    with self.assertRaisesRegex(ValueError, 'three channels'):
+      augment.color_jitter(key, images[..., :1])
+
+  def test_a_single_image_needs_an_axis(self):
+    for _, function in self.FUNCTIONS:
+      with self.assertRaisesRegex(ValueError, r'shape \(32, 16, 3\)'):
+        function(jax.random.key(0), self.images()[0])
 
   def test_normalize(self):
     image = jnp.asarray([[[[0, 128, 255]]]], jnp.uint8)

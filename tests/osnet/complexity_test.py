@@ -45,6 +45,11 @@ class ComplexityTest(parameterized.TestCase):
     },
     {'affine': False, 'stem': 'cifar_pool'},
     {'folded': True},
+    {
+      'folded': True,
+      'stem_norm': 'instance',
+      'instance_norm': ('inside', 'outside', 'both', None, None, None),
+    },
   )
   @pytest.mark.slow
   def test_parameters_are_those_of_the_network(self, **changes):
@@ -68,6 +73,8 @@ class ComplexityTest(parameterized.TestCase):
   def test_small_images(self):
     with self.assertRaisesRegex(ValueError, r'hw is \(12, 64\).*13 pixels'):
       osnet.complexity(osnet.OSNetConfig(), (12, 64))
+    with self.assertRaisesRegex(ValueError, r'hw is \(256,\)'):
+      osnet.complexity(osnet.OSNetConfig(), (256,))
 
 
 class FoldingTest(parameterized.TestCase):

@@ -177,6 +177,19 @@ class RefusalTest(absltest.TestCase):
     folded = dataclasses.replace(SMALL, folded=True)
     with self.assertRaisesRegex(ValueError, 'folded'):
       osnet.to_torch_state_dict(variables, folded)
+    with self.assertRaisesRegex(ValueError, r"variables has \['params'\]"):
+      osnet.to_torch_state_dict({'params': {}}, SMALL)
+
+  def test_deep_networks_with_instance_norms(self):
+    # Of five stages a pixel would be left of 64.
+    cfg = osnet.OSNetConfig(
+      channels=(8, *(64,) * 5),
+      blocks_per_stage=(1,) * 5,
+      streams=(1,),
+      instance_norm=('inside',) * 5,
+    )
+    found = exchange.expected(cfg)['params']['conv6_0']
+    self.assertIn('instance_norm_inside', found)
 
   def test_a_file_that_runs_code(self):
     class Attack:

@@ -126,6 +126,30 @@ class FormulaTest(absltest.TestCase):
       osnet.weighted_bce(jnp.full((1, 1), 1e4), jnp.zeros((1, 1))), 1e4
     )
 
+  def test_what_is_not_a_number_is_not_hidden(self):
+    x = jnp.array([[jnp.nan], [0.0], [1.0], [2.0]])
+    labels = jnp.array([0, 0, 1, 1])
+    for loss in (osnet.batch_hard_triplet, osnet.circle):
+      self.assertTrue(np.isnan(loss(x, labels)))
+    for label in (-1, 2):
+      loss = jax.jit(osnet.cross_entropy_label_smoothing)(
+        jnp.zeros((2, 2)), jnp.array([0, label])
+      )
+      self.assertTrue(np.isnan(loss))
+
+  def test_lists(self):
+    rows, labels = [[0.5, 0.0], [0.0, 2.0]], [0, 1]
+    for loss in (osnet.cross_entropy_label_smoothing, osnet.batch_hard_triplet):
+      np.testing.assert_array_equal(
+        loss(rows, labels), loss(jnp.asarray(rows), jnp.asarray(labels))
+      )
+    np.testing.assert_array_equal(
+      osnet.weighted_bce(rows, [[0, 1], [1, 0]], [0.5, 2.0]),
+      osnet.weighted_bce(
+        jnp.asarray(rows), jnp.asarray([[0, 1], [1, 0]]), jnp.array([0.5, 2.0])
+      ),
+    )
+
   def test_half_precision_is_widened(self):
     logits = jnp.ones((2, 3), jnp.bfloat16)
     labels = jnp.array([0, 1])

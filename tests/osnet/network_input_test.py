@@ -9,6 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import osnet
+from jaxpapers.osnet import exchange, network
 from tests.osnet import golden_weights
 
 TINY = golden_weights.TINY
@@ -86,10 +87,32 @@ class BadInputTest(parameterized.TestCase):
         lambda x: net.init(jax.random.key(0), x, open_layers=['head']), x
       )
 
+  def test_names_of_children(self):
+    for cfg in (TINY, osnet.CONFIGS['osnet_x0_25']):
+      children = list(exchange.expected(cfg, 3)['params'])
+      network.check_children(cfg, [*children, 'conv2'])
+      found = []
+      for name in (*children, 'fc'):
+        other = dataclasses.replace(
+          cfg, blocks_per_stage=(1,), channels=(16, 64), feature_dim=None
+        )
+        try:
+          network.check_children(other, name)
+        except ValueError:
+          found.append(name)
+      rest = {'conv1', 'conv2_0', 'conv5', 'classifier'}
+      self.assertEqual(set(found), set(children) - rest | {'fc'})
+
+  def test_number_of_classes(self):
+    x = jax.ShapeDtypeStruct((1, 16, 8, 3), 'float32')
+    with self.assertRaisesRegex(ValueError, 'num_classes is -1'):
+      jax.eval_shape(osnet.OSNet(TINY, -1).init, jax.random.key(0), x)
+
   @parameterized.parameters(
     ({'channels': (64, 256)}, 'one more than blocks_per_stage'),
     ({'streams': ()}, 'streams is'),
     ({'streams': (0,)}, 'streams is'),
+    ({'streams': 4}, 'streams is 4; expected a tuple'),
     ({'aggregation': 'sum'}, "aggregation is 'sum'.*unified"),
     ({'instance_norm': ('inside',)}, '1 entries.*6 blocks'),
     ({'instance_norm': ('IN',) * 6}, 'instance_norm is'),
