@@ -221,7 +221,7 @@ STUDIES: Mapping[str, Study] = {
 
 
 def find(name: str) -> Study:
-  """A study by its name, or by one of its tables.
+  """A study by its name, or the first with a table.
 
   Raises:
     ValueError: There is none.

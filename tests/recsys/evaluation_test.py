@@ -281,7 +281,10 @@ class BadInputTest(parameterized.TestCase):
     options = {'top_k': 50} if 'top_k' in method.space else {}
     if 'factors' in method.space:
       options['factors'] = 2
-    options |= {k: 2 for k in method.fixed if k.startswith('epochs')}
+    options |= {
+      k: 2 for k in method.fixed if 'epochs' in k or k == 'last_sweeps'
+    }
+    options |= {k: 4 for k in ('embedding', 'filters') if k in method.fixed}
     if 'batch_size' in method.space:
       options['batch_size'] = 4
     model = recsys.fit(name, train, options, features=features)
