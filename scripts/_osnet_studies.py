@@ -382,6 +382,8 @@ def run_search(run: _training_command_line.Run) -> bool:
     )
   except training.NonFiniteLossError as error:
     raise _command_line.UsageError(str(error)) from error
+  except shared_data.CorruptFileError as error:
+    raise _command_line.UsageError(_command_line.one_line(error)) from error
   finally:
     batches.close()
   if not result.finished:

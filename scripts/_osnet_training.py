@@ -359,9 +359,13 @@ def fit(
     ) from error
   if run.first:
     _write_network(run.workdir, config, problem, data)
+  weights = read_weights(config, problem)
   state = problem.job.state(jax.random.key(config.seed), run.mesh)
-  if config.weights:
-    state = _load_weights(config, problem, state)
+  if weights:
+    # Those of other identities are of no use; those of ImageNet never fit.
+    state = train.with_variables(
+      state, weights, new_classifier=True, mutual=config.loss.mutual
+    )
   embedder = Embedder(config, problem, run.mesh)
   per_epoch = problem.steps_per_epoch
   # 0: at the end only.
@@ -433,18 +437,20 @@ def _write_network(workdir, config, problem, data):
   )
 
 
-def _load_weights(config, problem, state):
-  path = config.weights
+def read_weights(config: Any, problem: Problem) -> dict[str, Any] | None:
+  """{'params', 'batch_stats'} to begin with; None if the config has none.
+
+  Raises:
+    UsageError: If there are no such weights, or they do not fit.
+  """
+  if not config.weights:
+    return None
   try:
-    arrays = exchange.load_torch_checkpoint(path)
-    variables = exchange.from_torch_state_dict(arrays, problem.network)
-    # Those of other identities are of no use; those of ImageNet never fit.
-    return train.with_variables(
-      state, variables, new_classifier=True, mutual=config.loss.mutual
-    )
+    arrays = exchange.load_torch_checkpoint(config.weights)
+    return exchange.from_torch_state_dict(arrays, problem.network)
   except (OSError, ValueError) as error:
     raise _command_line.UsageError(
-      f'--config.weights={path}: {_command_line.one_line(error)}'
+      f'--config.weights={config.weights}: {_command_line.one_line(error)}'
     ) from error
 
 

@@ -74,6 +74,11 @@ def main() -> int:
     raise _command_line.UsageError(
       f'--config.study is {config.study!r}; expected one of {_STUDIES}'
     )
+  for name in ('variants', 'seeds'):
+    if config.study != 'search' and not config[name]:
+      raise _command_line.UsageError(
+        f'--config.{name} is empty; expected one or more'
+      )
   run = _training_command_line.start()
   if config.study == 'search':
     _osnet_studies.run_search(run)

@@ -64,6 +64,7 @@ def main() -> int:
   _osnet_training.make_problem(config)
   data, tests = _osnet_data.open_data(config)
   problem = _osnet_training.make_problem(config, data)
+  _osnet_training.read_weights(config, problem)
   run = _training_command_line.start()
   result = _osnet_training.fit(run, config, problem, data, tests)
   return run.exit_code(result)

@@ -1,6 +1,7 @@
 """AMSGrad as torch computes it, schedules by epoch, layers that wait."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -208,7 +209,7 @@ def step_schedule(
     [1.0, 1.0, 0.1, 0.01]
   """
   _check_positive(steps_per_epoch=steps_per_epoch)
-  every = milestones if jnp.ndim(milestones) == 0 else None
+  every = milestones if isinstance(milestones, numbers.Integral) else None
   _check_positive(milestones=every if every is not None else 1)
 
   def schedule(count):

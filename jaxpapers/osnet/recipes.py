@@ -8,6 +8,7 @@ import optax
 
 from jaxpapers.osnet import ablations, augment, optimizers, train
 from jaxpapers.osnet import config as config_lib
+from jaxpapers.osnet import network as network_lib
 
 FIELDS = """Config fields (--config.NAME=VALUE):
   model.name            osnet_x1_0, _x0_75, _x0_5, _x0_25, osnet_ibn_x1_0,
@@ -431,9 +432,11 @@ def check(config: Any) -> None:
       f"sampler is {config.sampler!r}; expected 'random' for task"
       f' {config.task!r}: its images have no identities or cameras.'
     )
+  network = model_config(config)
+  side = network_lib.smallest_side(network)
   for name, value, least in (
-    ('height', config.height, 1),
-    ('width', config.width, 1),
+    ('height', config.height, side),
+    ('width', config.width, side),
     ('epochs', config.epochs, 1),
     ('batch_size', config.batch_size, 1),
     ('accumulate', config.accumulate, 1),
@@ -441,6 +444,7 @@ def check(config: Any) -> None:
     ('num_domains', config.num_domains, 0),
     ('data.workers', config.data.workers, 0),
     ('optimizer.fixed_epochs', config.optimizer.fixed_epochs, 0),
+    ('optimizer.learning_rate', config.optimizer.learning_rate, 0),
     ('optimizer.weight_decay', config.optimizer.weight_decay, 0),
     ('evaluate_every', config.evaluate_every, 0),
   ):
@@ -459,17 +463,26 @@ def check(config: Any) -> None:
       f'num_instances is {config.num_instances}; expected a divisor of'
       f' batch_size, {config.batch_size}.'
     )
-  if config.loss.triplet and config.sampler != 'pk':
+  pairs = config.loss.triplet or config.loss.circle
+  if pairs and config.sampler != 'pk':
     raise ValueError(
-      f"sampler is {config.sampler!r}; expected 'pk' with a triplet loss: in"
-      ' other batches most images have no positive.'
+      f"sampler is {config.sampler!r}; expected 'pk' with a triplet or circle"
+      ' loss: in other batches most images have no positive.'
+    )
+  least = max(2, 2 * config.num_instances if pairs else 0)
+  if config.batch_size // config.accumulate < least:
+    raise ValueError(
+      f'batch_size is {config.batch_size} in {config.accumulate} parts;'
+      f' expected {least} or more images in each: two for batch norms, two'
+      ' people for losses of pairs.'
     )
   if len(config.jitter) != 4:
     raise ValueError(
       f'jitter is {tuple(config.jitter)}; expected four numbers: brightness,'
       ' contrast, saturation, hue.'
     )
-  model_config(config)
+  if config.optimizer.fixed_epochs:
+    network_lib.check_children(network, config.optimizer.open_layers)
   augmentation(config)
   objective(config)
   make_optimizer(config, 1)

@@ -5,6 +5,7 @@ augmentation happens inside the step.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,10 @@ class Augmentation:
   jitter: tuple[float, ...] = ()
   erase: bool = False
   erase_fill: float | str = 0.0
+
+  def __post_init__(self):
+    if self.jitter:
+      augment.check_jitter(*self.jitter)
 
   def init(self, shape: tuple[int, ...]) -> dict[str, Any]:
     """What is kept from step to step: the pool of patches, if there is one.
@@ -117,6 +122,13 @@ class Objective:
   def __post_init__(self):
     if self.task not in TASKS:
       raise ValueError(f'task is {self.task!r}; expected one of {TASKS}.')
+    for name in ('cross_entropy', 'triplet', 'circle', 'label_smoothing'):
+      value = getattr(self, name)
+      most = 1 if name == 'label_smoothing' else math.inf
+      if not (math.isfinite(value) and 0 <= value <= most):
+        raise ValueError(f'{name} is {value}; expected 0 to {most}.')
+    if not isinstance(self.margin, str) and not math.isfinite(self.margin):
+      raise ValueError(f'margin is {self.margin}; expected a finite number.')
     if not (self.cross_entropy or self.triplet or self.circle):
       raise ValueError(
         'cross_entropy, triplet and circle are all 0; expected a loss.'

@@ -69,7 +69,7 @@ class DataTest(parameterized.TestCase):
   def config(self, **changes):
     config = recipes.train_config()
     config.data.folder = str(self.folder)
-    config.height, config.width, config.batch_size = 16, 8, 12
+    config.height, config.width, config.batch_size = 32, 16, 12
     config.update_from_flattened_dict(changes)
     return ml_collections.FrozenConfigDict(config)
 
@@ -85,7 +85,7 @@ class DataTest(parameterized.TestCase):
     self.assertEqual(set(data.labels[data.dsetids == 1]), set(range(8, 12)))
     self.assertEqual(set(data.camids[data.dsetids == 1]), set(range(6, 12)))
     example = data.source[len(data) - 1]
-    self.assertEqual(example['image'].shape, (16, 8, 3))
+    self.assertEqual(example['image'].shape, (32, 16, 3))
     self.assertEqual(example['label'], 11)
     (test,) = tests
     self.assertEqual((test.name, len(test.query)), ('dukemtmc', 24))
@@ -119,7 +119,7 @@ class DataTest(parameterized.TestCase):
     problem = script('_osnet_training').make_problem(config)
     self.assertEqual(problem.num_classes, 751)
     self.assertEqual(problem.steps_per_epoch, 12_936 // 12)
-    self.assertEqual(problem.job.batch['image'].shape, (12, 16, 8, 3))
+    self.assertEqual(problem.job.batch['image'].shape, (12, 32, 16, 3))
 
   @parameterized.parameters(
     ({'data.folder': ''}, 'data.folder is empty'),
