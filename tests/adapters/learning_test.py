@@ -204,8 +204,8 @@ class LearningTest(absltest.TestCase):
     without = float(np.median(removed[:, 0, 1]))
     self.assertLessEqual(without, median + 2 / 558)
 
-  @pytest.mark.nightly
   @pytest.mark.timeout(3600)
+  @pytest.mark.nightly
   def test_recipe(self):
     """The recipe of B(iii), 1000 examples four times."""
     lines = [
