@@ -22,7 +22,8 @@ from the published ones by more than their tolerance are marked.
 
 Where the paper prints no parameters for the data of a study they are searched.
 Networks have the parameters of their authors; only the number of epochs is
-chosen again, on validation data. They are run if they are named, or with
+chosen again, on validation data. (SpectralCF is searched, as in the study;
+SpectralCF_article_default is not.) They are run if they are named, or with
 --neural.
 """
 

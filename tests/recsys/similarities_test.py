@@ -1,8 +1,11 @@
 """Tests of similarities, weightings, neighbours and random walks."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
@@ -104,6 +107,35 @@ class SimilarityTest(parameterized.TestCase):
     step = jax.jit(one)
     for setting, ours in zip(grid, together, strict=True):
       np.testing.assert_allclose(ours, step(setting), rtol=1e-6, atol=1e-6)
+
+  @pytest.mark.nightly
+  def test_sweep_at_the_size_of_movielens(self):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray((rng.random((943, 1682)) < 0.06).astype(np.float32))
+    grid = jnp.stack(
+      jnp.meshgrid(jnp.linspace(0, 500, 8), jnp.linspace(0, 2, 8)), -1
+    ).reshape(-1, 2)
+
+    def one(x, setting):
+      return recsys.similarity(
+        x, 'asymmetric', shrink=setting[0], alpha=setting[1]
+      ).max(0)  # What is compared does not have to be stored.
+
+    # The Gram matrix does not depend on the setting: it is made once.
+    together = jax.jit(jax.vmap(one, (None, 0)))
+    step = jax.jit(one)
+    seconds = []
+    for run in (
+      lambda: together(x, grid),
+      lambda: jnp.stack([step(x, setting) for setting in grid]),
+    ):
+      found = jax.block_until_ready(run())  # Compiles.
+      began = time.process_time()
+      jax.block_until_ready(run())
+      seconds.append((time.process_time() - began, found))
+    (fast, a), (slow, b) = seconds
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    self.assertGreater(slow / fast, 5)
 
   def test_row_weights(self):
     weights = np.linspace(0.5, 2, len(_R)).astype(np.float32)
