@@ -1,5 +1,6 @@
 """Tests of EASE, SLIM, factorisations and sampled methods."""
 
+import functools
 from unittest import mock
 
 import jax
@@ -266,6 +267,7 @@ class FactorsTest(parameterized.TestCase):
 
   def test_refusals(self):
     x = recsys.from_dense(_R)
+    ials = functools.partial(recsys.ials, 0)
     for function, options, words in (
       (recsys.pure_svd, dict(factors=31), 'factors is 31'),
       (recsys.nmf, dict(solver='als'), 'solver'),
@@ -274,9 +276,9 @@ class FactorsTest(parameterized.TestCase):
         dict(solver='coordinate', loss='kullback-leibler'),
         'coordinate',
       ),
-      (recsys.ials, dict(scaling='exp'), 'scaling'),
-      (recsys.ials, dict(reg=0.0), 'reg'),
-      (recsys.ials, dict(init=np.zeros((3, 3))), 'init has shape'),
+      (ials, dict(scaling='exp'), 'scaling'),
+      (ials, dict(reg=0.0), 'reg'),
+      (ials, dict(init=np.zeros((3, 3))), 'init has shape'),
       (recsys.bpr_mf, dict(sgd_mode='lion'), 'sgd_mode'),
       (recsys.bpr_mf, dict(batch_size=0), 'batch_size'),
       (recsys.funk_svd, dict(negative_quota=1.0), 'negative_quota'),
