@@ -2,12 +2,8 @@
 
 import io
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import tempfile
-import time
 
 import numpy as np
 import pytest
@@ -151,24 +147,12 @@ class ScriptsTest(parameterized.TestCase):
       '--config.epochs=20',
       '--config.evaluate_every=10',
     ]
-    process = subprocess.Popen(
-      scripts.command('efficientnet_train', *self.flags('killed', *flags)),
-      env=scripts.environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    scripts.kill_at_checkpoint(
+      self,
+      'efficientnet_train',
+      *self.flags('killed', *flags),
+      checkpoints=self.folder / 'killed' / 'checkpoints',
     )
-    checkpoints = self.folder / 'killed' / 'checkpoints'
-    deadline = time.monotonic() + 500
-    while process.poll() is None and time.monotonic() < deadline:
-      if checkpoints.is_dir() and any(
-        entry.isdigit() for entry in os.listdir(checkpoints)
-      ):
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.01)
-    _, error = process.communicate(timeout=100)
-    self.assertEqual(process.returncode, -signal.SIGKILL, error)
     self.assertFalse((self.folder / 'killed' / 'model.safetensors').exists())
     for name in ('killed', 'straight'):
       self.run_script('efficientnet_train', *self.flags(name, *flags))

@@ -1,8 +1,11 @@
 """Runs the programs in scripts/ as a user does, in processes of their own."""
 
 import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 from tests.helpers.repository import ROOT
 
@@ -61,3 +64,34 @@ def assert_usage_error(case, done: subprocess.CompletedProcess, *words) -> None:
   case.assertLen(lines, 1, done.stderr)
   for word in (*words, '--help'):
     case.assertIn(word, lines[0])
+
+
+def kill_at_checkpoint(
+  case, name: str, *flags: str, checkpoints: pathlib.Path
+) -> None:
+  """Runs a training program until it has a checkpoint, and kills it (-9).
+
+  Args:
+    case: the test case; it fails if the program ends by itself.
+    name: of the script.
+    *flags: its arguments.
+    checkpoints: the folder in which checkpoints appear under their step.
+  """
+  process = subprocess.Popen(
+    command(name, *flags),
+    env=environment(),
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 500
+  while process.poll() is None and time.monotonic() < deadline:
+    if checkpoints.is_dir() and any(
+      entry.isdigit() for entry in os.listdir(checkpoints)
+    ):
+      process.send_signal(signal.SIGKILL)
+      break
+    time.sleep(0.01)
+  _, error = process.communicate(timeout=100)
+  case.assertEqual(process.returncode, -signal.SIGKILL, error)
