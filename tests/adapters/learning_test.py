@@ -254,15 +254,16 @@ class LearningTest(absltest.TestCase):
         print(f'removed {np.round(removed, 4).tolist()}', flush=True)
         self.assertLessEqual(without, found['adapter'] + 0.01)
         self.assertGreaterEqual(single, without - 0.01)
-    # Medians of three seeds that the programs gave with this recipe: most
-    # frequent class 59.2, everything 70.3, from random weights 70.3, adapters
-    # 66.9 %. A standard error of 1086 texts is 1.4 points.
+    # Medians of three seeds here: most frequent class 59.2, everything 68.2,
+    # from random weights 69.8, adapters 65.3, layer norms 63.0 %. A standard
+    # error of 1086 texts is 1.4 points.
     self.assertGreaterEqual(found['adapter'], found['majority'] + 0.02)
     self.assertGreaterEqual(found['adapter'], found['full'] - 0.06)
+    self.assertGreaterEqual(found['adapter'], found['layer_norm'] + 0.01)
     self.assertGreaterEqual(found['full'], found['majority'] + 0.05)
-    # After four million tokens pre-training is worth little where there are
+    # After four million tokens pre-training is worth nothing where there are
     # 1000 examples to learn from; two points, as the paper's models would have,
-    # are not there (docs/adapters.md). It must not do harm.
+    # are not there (docs/adapters.md). It must not do more harm than chance.
     self.assertGreaterEqual(found['full'], found['random'] - 0.02)
 
 
