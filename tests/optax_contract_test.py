@@ -126,7 +126,7 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-# Other settings of transforms above: the slow tests run them.
+# Other settings of transforms above: the nightly tests run them.
 VARIANTS = frozenset(
   {
     'layca_current_norm',
@@ -221,7 +221,7 @@ class OptaxContractTest(parameterized.TestCase):
     for name in sorted(VARIANTS)
     for check in optax_contract.CONTRACT
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_variants_keep(self, name, check):
     optax_contract.CONTRACT[check](REGISTRY[name])
 

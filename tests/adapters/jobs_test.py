@@ -81,7 +81,7 @@ class JobTest(parameterized.TestCase):
     _, metrics = jax.eval_shape(job.step(), state, batch)
     self.assertEqual(metrics['loss'].shape, (1,))
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_cost(self):
     def cost(**fields):
       config = tiny(6, seeds=(0,), **fields)

@@ -282,6 +282,7 @@ class CostTest(absltest.TestCase):
 
 
 class CompressTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_int8_trains_as_in_float32(self):
     self.check('int8', 0.45, 0.02)
 

@@ -13,7 +13,7 @@ from tests.helpers import goldens
 
 
 class CamTest(absltest.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_mean_and_bias_are_the_logit(self):
     config = golden_weights.tiny()
     variables = golden_weights.variables(config)

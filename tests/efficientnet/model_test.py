@@ -168,7 +168,7 @@ class TrainingTest(parameterized.TestCase):
       norm = np.linalg.norm(found[str(name)])
       self.assertAlmostEqual(norm, expected, delta=1e-6 * expected + 1e-12)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_remat_gives_the_same_gradients(self):
     x = golden_weights.images('remat', 4, 16, 16, 3)
     found = []

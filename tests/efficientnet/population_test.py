@@ -132,7 +132,7 @@ class MaskedTest(absltest.TestCase):
     self.assertAlmostEqual(total, inside, delta=1e-5 * inside)
     self.assertGreater(inside, 0)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_equal_to_the_network_alone(self):
     for index in (0, 1):
       self.check_member(index, 20)

@@ -333,7 +333,7 @@ class ScriptsTest(parameterized.TestCase):
   def test_mnist_resumes_after_a_kill(self):
     self.assert_resumes('layca_mnist', 'part0', signal.SIGKILL)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_sweep_resumes_after_a_kill(self):
     self.assert_resumes('layca_sweep', '', signal.SIGKILL)
 

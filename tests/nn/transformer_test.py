@@ -183,7 +183,7 @@ class VariantsTest(parameterized.TestCase):
     {'scan_layers': True},
     {'scan_layers': True, 'remat': 'dots_saveable'},
   )
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_layers_scanned_or_recomputed(self, **changes):
     plain, variables = make()
     other = transformer.TransformerEncoder(config(**changes))

@@ -251,6 +251,7 @@ class TrainingTest(parameterized.TestCase):
     chex_close(one.params, two.params, 1e-5)
     chex_close(metrics, wanted, 1e-5)
 
+  @pytest.mark.slow
   def test_compiles_once_and_learns(self):
     model = small_model()
     tx = pk.memory_optimizer(optax.adam(1e-2), value_lr=1e-2)
@@ -309,7 +310,7 @@ class PositionsTest(parameterized.TestCase):
     self.assertFalse(bool((before[:, 5:] == after[:, 5:]).all()))
 
   @parameterized.parameters(False, True)
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_scanned_and_recomputed_layers(self, scan):
     ffn, after = pk.memory_factories(SMALL, '0,1', 2)
     config = EncoderConfig(

@@ -71,7 +71,7 @@ class PaddingTest(parameterized.TestCase):
 
 
 class LayerTest(parameterized.TestCase):
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_key_kinds_and_switches(self):
     x = tokens()
     for options in (
@@ -147,6 +147,7 @@ class LayerTest(parameterized.TestCase):
     self.assertEqual(variables['params']['values'].shape, (64, 16))
     self.assertNotIn('memory', variables)
 
+  @pytest.mark.slow
   def test_vmap_over_memories(self):
     module = pk.ProductKeyMemory(**SMALL)
     x = tokens()
@@ -309,6 +310,7 @@ class ImageTest(parameterized.TestCase):
       module.apply(variables, x), layer('last', y), atol=1e-5
     )
 
+  @pytest.mark.slow
   def test_masked_pixels_change_nothing(self):
     x = tokens((2, 3, 4, 16))
     mask = jnp.ones((2, 3, 4), bool).at[:, :, 3].set(False)

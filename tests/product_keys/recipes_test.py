@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import product_keys as pk
@@ -107,6 +108,7 @@ class RecipesTest(parameterized.TestCase):
       pk.embedding_bag(values, ids, weights),
     )
 
+  @pytest.mark.slow
   def test_evaluation(self):
     # The loss of held-out text, in nats, from running statistics.
     config = small(dropout=0.0)

@@ -138,7 +138,7 @@ class ScriptsTest(absltest.TestCase):
       found[name] = tables[path]
     return found
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_usage_of_a_language_model(self):
     flags = [
       *self._flags('lm'),
@@ -191,7 +191,7 @@ class ScriptsTest(absltest.TestCase):
         other['memories'][name]['kl_w'], memories[name]['kl_w'], delta=1e-3
       )
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_cmudict(self):
     random = np.random.default_rng(0)
     words = sorted(

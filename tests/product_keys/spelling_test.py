@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.product_keys import spelling, usage
@@ -74,6 +75,7 @@ class SpellingTest(parameterized.TestCase):
     self.assertGreater(float(jnp.abs(one - two).max()), 1e-3)
 
   @parameterized.parameters('dense', 'auto')
+  @pytest.mark.slow
   def test_learns(self, optimizer):
     config = small(value_optimizer=optimizer, learning_rate=1e-2)
     model, job = spelling.spelling_job(config, 'memory_32', SHAPES)

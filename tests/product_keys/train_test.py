@@ -123,7 +123,7 @@ class AccumulationTest(parameterized.TestCase):
     )
     self.assertEqual(int(two[1]['count']), 17)
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_statistics_run_through_microbatches(self):
     model = language_model()
     tx = pk.memory_optimizer(optax.sgd(0.1), mode='lazy')

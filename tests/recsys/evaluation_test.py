@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
@@ -269,6 +270,7 @@ class BadInputTest(parameterized.TestCase):
     self.assertEqual(result.mean('hit_rate', 5), 0)
 
   @parameterized.parameters(*sorted(recsys.METHODS))
+  @pytest.mark.slow
   def test_nothing_is_nan(self, name):
     method = recsys.METHODS[name]
     dense = np.zeros((6, 5))

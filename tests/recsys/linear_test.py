@@ -331,6 +331,7 @@ class SampledTest(parameterized.TestCase):
       scores, np.asarray(recsys.score(again, x, np.arange(60)))
     )
 
+  @pytest.mark.slow
   def test_draws(self):
     x, _, _ = _blocks()
     csr = sampling.put(x)

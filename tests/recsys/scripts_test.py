@@ -261,6 +261,7 @@ class ReproduceTest(parameterized.TestCase):
     # What the paper prints for these data is tuned already.
     self.assertEqual(content['rp3beta.published']['source'], 'published')
 
+  @pytest.mark.slow
   def test_search_goes_on_after_a_kill(self):
     arguments = (
       *self.arguments, '--methods=RP3beta', '--hparams=search',

@@ -317,6 +317,7 @@ class LastfmTest(parameterized.TestCase):
     ('RP3beta a0.8 b0.4 k100 norm', 1e-3),
     ('ItemKNN jaccard k80 s5', 1e-3),
   )
+  @pytest.mark.slow
   def test_metrics_of_the_original(self, name, tolerance):
     path = data.require('recsys', 'deepcf_lastfm_loo99.npz')
     parts = recsys.load_parts(path, ('train', 'test'))

@@ -240,7 +240,7 @@ class ScriptsTest(parameterized.TestCase):
         self.assertGreater(np.asarray(image.convert('L')).std(), 5)
     return results, table
 
-  @pytest.mark.slow
+  @pytest.mark.nightly
   def test_study_of_masks(self):
     flags = self.study('masking')
     self.run_script('roberta_study', flags)
