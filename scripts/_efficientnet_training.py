@@ -21,6 +21,7 @@ from jaxpapers.efficientnet import config as config_lib
 from jaxpapers.efficientnet import data, ema, optimizers, recipes, train
 from jaxpapers.efficientnet import model as model_lib
 from jaxpapers.efficientnet import schedules as schedules_lib
+from jaxpapers.training.optimizers import scale_by_shown_rate
 
 # Classes that the files of a kind always have.
 _CLASSES = {'imagenet': 1000, 'cifar10': 10, 'cifar100': 100}
@@ -154,7 +155,7 @@ def make_optimizer(
   return optax.chain(
     optax.add_decayed_weights(options.weight_decay, optimizers.is_decayed),
     optax.trace(options.momentum, nesterov=True),
-    optimizers.scale_by_shown_rate(rate),
+    scale_by_shown_rate(rate),
   )
 
 

@@ -49,39 +49,9 @@ def rmsprop_tf(
   without = isinstance(momentum, (int, float)) and momentum == 0
   return optax.chain(
     optax.scale_by_rms(decay, eps, initial_scale=1.0, eps_in_sqrt=True),
-    scale_by_shown_rate(learning_rate),
+    training_optimizers.scale_by_shown_rate(learning_rate),
     *(() if without else [optax.trace(momentum)]),
   )
-
-
-def scale_by_shown_rate(learning_rate: Any) -> optax.GradientTransformation:
-  """`optax.scale_by_learning_rate` whose state knows the rate of a schedule.
-
-  Args:
-    learning_rate: Number or schedule.
-
-  Returns:
-    The transform.
-  """
-  if not callable(learning_rate):
-    return optax.scale_by_learning_rate(learning_rate)
-
-  def init(params):
-    del params
-    count = jnp.zeros((), jnp.int32)
-    rate = jnp.asarray(learning_rate(count), jnp.result_type(float))
-    return training_optimizers.ScaleByScheduleState(count, rate)
-
-  def update(updates, state, params=None):
-    del params
-    rate = learning_rate(state.count)
-    updates = jax.tree.map(lambda u: -jnp.asarray(rate, u.dtype) * u, updates)
-    return updates, training_optimizers.ScaleByScheduleState(
-      optax.safe_increment(state.count),
-      jnp.asarray(rate, state.learning_rate.dtype),
-    )
-
-  return optax.GradientTransformation(init, update)
 
 
 def is_decayed(params: Any) -> Any:

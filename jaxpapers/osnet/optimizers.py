@@ -1,6 +1,5 @@
 """AMSGrad as torch computes it, schedules by epoch, layers that wait."""
 
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -64,7 +63,8 @@ def scale_by_amsgrad_torch(
   def update(gradients, state, params=None):
     del params
     count = optax.safe_increment(state.count)
-    first, second = _correction(b1, count), _correction(b2, count)
+    first = training_optimizers.bias_correction(b1, count)
+    second = training_optimizers.bias_correction(b2, count)
 
     def moment(decay, order):
       def of(g, m):
@@ -314,7 +314,8 @@ def osnet_finetune(
   )
   if fixed_epochs:
     core = freeze_base(core, open_layers, fixed_epochs * steps_per_epoch)
-  return optax.chain(core, scale_by_rate(rate)), rate
+  shown = training_optimizers.scale_by_shown_rate(rate)
+  return optax.chain(core, shown), rate
 
 
 def osnet_from_scratch(
@@ -360,46 +361,10 @@ def osnet_from_scratch(
     optax.chain(
       optax.add_decayed_weights(weight_decay),
       optax.trace(momentum),
-      scale_by_rate(rate),
+      training_optimizers.scale_by_shown_rate(rate),
     ),
     rate,
   )
-
-
-def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
-  """`optax.scale_by_learning_rate` whose state shows the rate of a schedule.
-
-  Args:
-    schedule: Function from the number of the update to the rate.
-
-  Returns:
-    The transform.
-  """
-
-  def init(params):
-    del params
-    count = jnp.zeros((), jnp.int32)
-    rate = jnp.asarray(schedule(count), jnp.result_type(float))
-    return training_optimizers.ScaleByScheduleState(count, rate)
-
-  def update(updates, state, params=None):
-    del params
-    rate = jnp.asarray(schedule(state.count), state.learning_rate.dtype)
-    updates = jax.tree.map(lambda u: -_scalar(rate, u) * u, updates)
-    count = optax.safe_increment(state.count)
-    return updates, training_optimizers.ScaleByScheduleState(count, rate)
-
-  return optax.GradientTransformation(init, update)
-
-
-def _correction(decay, count):
-  """1 - decay^count, to full precision for decays near 1."""
-  if isinstance(decay, (int, float)) and decay > 0:
-    # The logarithm in double precision: 1 - .999 has lost digits in float32.
-    log = math.log(decay)
-  else:
-    log = jnp.log(jnp.asarray(decay, float))
-  return -jnp.expm1(_as_float(count) * log)
 
 
 def _wide(x):

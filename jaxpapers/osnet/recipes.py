@@ -9,6 +9,7 @@ import optax
 from jaxpapers.osnet import ablations, augment, optimizers, train
 from jaxpapers.osnet import config as config_lib
 from jaxpapers.osnet import network as network_lib
+from jaxpapers.training.optimizers import scale_by_shown_rate
 
 FIELDS = """Config fields (--config.NAME=VALUE):
   model.name            osnet_x1_0, _x0_75, _x0_5, _x0_25, osnet_ibn_x1_0,
@@ -52,8 +53,7 @@ FIELDS = """Config fields (--config.NAME=VALUE):
   weights               to begin with: .pth, .pth.tar, .safetensors of torchreid
   metric                euclidean or cosine
   normalize             whether features get length 1 before they are compared
-  evaluate_every, log_every, checkpoint_every    in epochs; evaluate_every=0: at
-                        the end only
+  evaluate_every, log_every, checkpoint_every    in epochs; 0: at the end
   seed
 """
 
@@ -391,7 +391,7 @@ def make_optimizer(
     core = optimizers.freeze_base(
       core, options.open_layers, options.fixed_epochs * steps_per_epoch
     )
-  return optax.chain(core, optimizers.scale_by_rate(rate))
+  return optax.chain(core, scale_by_shown_rate(rate))
 
 
 def check(config: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpapers.recsys import content_nets, ctr, methods, sampling
 from jaxpapers.recsys.content_nets import dot, take
@@ -262,13 +261,9 @@ def cdl(
       users, items = ctr.ctr_sweep(
         users, theta if items is None else items, theta, plan, weights
       )
-    if monitor is not None and monitor(epoch, _model(users, items)):
+    if monitor is not None and monitor(epoch, ctr.factor_model(users, items)):
       break
-  return _model(users, items)
-
-
-def _model(users, items):
-  return FactorModel(np.asarray(users), np.asarray(items))
+  return ctr.factor_model(users, items)
 
 
 def pretrain_cdl(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys.data import Interactions
+from jaxpapers.recsys.models import FactorModel
 
 _HIGH = jax.lax.Precision.HIGHEST
 # Numbers in one gathered block of factors.
@@ -213,3 +214,8 @@ def ctr_log_likelihood(
     + error.sum()
     + weights.b * grams.sum()
   )
+
+
+def factor_model(users: jax.Array, items: jax.Array) -> FactorModel:
+  """The factors, on the host, as the model that both fits return."""
+  return FactorModel(np.asarray(users), np.asarray(items))

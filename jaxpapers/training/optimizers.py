@@ -336,7 +336,7 @@ def _scale_by_adam(b1, b2, eps, mu_dtype, *, correct: bool):
 
     mu = jax.tree.map(moment(b1, 1), gradients, state.mu)
     nu = jax.tree.map(moment(b2, 2), gradients, state.nu)
-    factor = jnp.sqrt(_correction(b2, count)) / _correction(b1, count)
+    factor = jnp.sqrt(bias_correction(b2, count)) / bias_correction(b1, count)
     if not correct:
       factor = 1.0
     updates = jax.tree.map(
@@ -350,8 +350,16 @@ def _scale_by_adam(b1, b2, eps, mu_dtype, *, correct: bool):
   return optax.GradientTransformation(init, update)
 
 
-def _correction(decay, count):
-  """1 - decay^count, to full precision for decays near 1."""
+def bias_correction(decay: Any, count: jax.Array) -> jax.Array:
+  """1 - decay^count, to full precision for decays near 1.
+
+  Args:
+    decay: Of a running mean, number or array.
+    count: Number of updates, int32 scalar.
+
+  Returns:
+    A scalar, as wide as floats are.
+  """
   if isinstance(decay, (int, float)) and decay > 0:
     # Rounded to float32 only after the logarithm: before it, 1 - decay would
     # lose digits (1e-5 of the correction for .999, 2e-4 for .9999).
@@ -369,11 +377,21 @@ def _adam(core, learning_rate, weight_decay, decay_mask, clip_norm):
   if not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
     mask = _mask(decay_mask)
     steps.append(optax.add_decayed_weights(weight_decay, mask))
-  steps.append(_scale_by_rate(learning_rate))
+  steps.append(scale_by_shown_rate(learning_rate))
   return _typed(optax.chain(*steps))
 
 
-def _scale_by_rate(learning_rate):
+def scale_by_shown_rate(
+  learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+  """`optax.scale_by_learning_rate` whose state shows the rate of a schedule.
+
+  Args:
+    learning_rate: Number or schedule.
+
+  Returns:
+    The transform; of a schedule its state is a `ScaleByScheduleState`.
+  """
   if not callable(learning_rate):
     return optax.scale_by_learning_rate(learning_rate)
 
