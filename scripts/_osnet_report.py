@@ -126,7 +126,8 @@ def _section(model, result, explain, examples, top, seed):
   parts = [
     f'<h2 id="{_id(result)}">{_text(result.name)}</h2>',
     f'<div class="cards">{boxes}</div>',
-    f'<p class="dim small">Ranked by: {_text(best)}. Protocol {result.protocol}.</p>'
+    f'<p class="dim small">Ranked by: {_text(best)}. Protocol'
+    f' {result.protocol}.</p>'
     if len(result.ranks) > 1
     else '',
     _table(
