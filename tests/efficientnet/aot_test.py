@@ -36,7 +36,10 @@ def compile_for(topology, name, batch_size):
       f'--config.batch_size={batch_size}',
       f'--topology={topology}',
       f'--json={path}',
-      timeout=1800,
+      timeout=3600,
+      # A quarter of the compiler's time, for the same memory (1.77 GiB instead
+      # of 1.79 for B0): most of it goes into faster code.
+      JAX_OPTIMIZATION_LEVEL='O1',
     )
     if done.returncode:
       raise AssertionError(done.stderr)

@@ -91,6 +91,23 @@ class GoldenTest(parameterized.TestCase):
   def test_larger(self, name, model_name, shape):
     self.check(name, efficientnet.config_for(model_name), shape)
 
+  @parameterized.parameters(
+    'tf_efficientnet_lite0',
+    'efficientnet_lite0',
+    'tf_efficientnet_es',
+    'efficientnet_es',
+  )
+  @pytest.mark.slow
+  def test_lite_and_edge_tpu(self, name):
+    """In both worlds of padding and epsilon."""
+    golden = goldens.load_npz('efficientnet', 'timm_lite_es_64.npz')[name]
+    config = efficientnet.config_for(name)
+    x = golden_weights.images(name, 2, 64, 64, 3)
+    logits = run(config, golden_weights.variables(config), x)
+    np.testing.assert_allclose(
+      logits, golden, rtol=0, atol=4e-6 * np.abs(golden).max()
+    )
+
   def test_shapes_of_timm(self):
     for name, config in (
       ('timm_keys_b0.json', efficientnet.ModelConfig()),
