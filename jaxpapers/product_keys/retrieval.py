@@ -4,15 +4,23 @@ Lample, Sablayrolles, Ranzato, Denoyer & Jegou (2019, arXiv:1907.05242),
 section 3.1.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = ['addressing_loss', 'flat_key_topk', 'product_key_topk']
 
 # Ids are int32: the largest n with n * n < 2^31.
 MAX_SUB_KEYS = math.isqrt(2**31 - 1)
+# Of a search on CPU: heads times tokens below which it is not worth a division,
+# blocks that threads share (XLA's executor splits a queue of more than 8), and
+# scores of a part, 4 MiB.
+_FEW = 256
+_BLOCKS = 16
+_SCORES = 2**20
 
 
 def product_key_topk(
@@ -78,22 +86,106 @@ def product_key_topk(
   n = keys.shape[2]
   check_sub_keys('keys', n)
   check_k(k, n, 'keys of each half')
-  scores = _half_scores(q, keys, precision)
+  # bfloat16 scores tie, and any of many slots would be taken.
+  wide = jnp.promote_types(jnp.promote_types(q.dtype, keys.dtype), jnp.float32)
+  q, keys = q.astype(wide), keys.astype(wide)
+  options = {'k': k, 'prune': prune, 'precision': precision}
+  if recall is not None or q.shape[0] * heads < _FEW:
+    top = functools.partial(_top, recall=recall)
+    return _all_at_once(q, keys, top=top, **options)
+  return jax.lax.platform_dependent(
+    q,
+    keys,
+    cpu=functools.partial(_in_parts, **options),
+    default=functools.partial(_all_at_once, top=jax.lax.top_k, **options),
+  )
+
+
+def _all_at_once(q, keys, *, k, prune, precision, top):
+  """The search as the paper has it."""
+  n = keys.shape[2]
+  best, ranks = top(_half_scores(q, keys, precision), k)
   # XLA would move the slices below into this top_k, which on CPU makes a sort
   # of all scores out of it: 7 times the time of the whole search. In another
   # order, because XLA (of JAX 0.10, on meshes) ends the process where the
   # barrier takes the very pair that top_k gives.
-  best, ranks = _top(scores, k, recall)
   ranks, best = jax.lax.optimization_barrier((ranks, best))
   best0, best1 = best[:, :, 0], best[:, :, 1]
   ids0, ids1 = ranks[:, :, 0] * n, ranks[:, :, 1]
-  # With row a go the columns b < k // (a + 1). Slices, since gathering the
-  # pairs by index is slower than adding all of them.
-  widths = [k // (a + 1) if prune else k for a in range(k)]
+  widths = _widths(k, prune)
   sums = _pairs(best0, best1, widths)
   pairs = _pairs(ids0, ids1, widths)
   found, place = jax.lax.top_k(sums, k)
   return found, jnp.take_along_axis(pairs, place, axis=-1)
+
+
+def _in_parts(q, keys, *, k, prune, precision):
+  """The same for CPUs, where top_k is a single thread, and memory is slow.
+
+  One part of the tokens after the other: their scores stay in cache, and all
+  temporaries below the 32 MiB from which on the C library asks the system for
+  new pages at each call. Within a part blocks that do not depend on each other:
+  XLA gives those to several threads.
+
+  Gradients flow through two reads of the scores, so that nothing of the search
+  itself has one.
+  """
+  tokens, heads, n = q.shape[0], q.shape[1], keys.shape[2]
+  widths = _widths(k, prune)
+  pairs = [(a, b) for a, width in enumerate(widths) for b in range(width)]
+  rows, columns = np.array(pairs, np.int32).T
+
+  def search(scores):
+    """Ranks of both halves, [H, 2, T, k]."""
+    best, ranks = jax.lax.top_k(_without_hopeless(scores, k), k)
+    ranks, best = jax.lax.optimization_barrier((ranks, best))
+    _, place = jax.lax.top_k(_pairs(best[:, 0], best[:, 1], widths), k)
+    picked = jnp.stack([jnp.asarray(rows)[place], jnp.asarray(columns)[place]])
+    return _take(ranks, jnp.moveaxis(picked, 0, 1))
+
+  def part(q):
+    scores = jnp.einsum('thpd,hpnd->hptn', q, keys, precision=precision)
+    places = _in_blocks(search, scores, axis=2)
+    found = _take(scores, places)
+    found = found[:, 0] + found[:, 1]
+    ids = places[:, 0] * n + places[:, 1]
+    return found.swapaxes(0, 1), ids.swapaxes(0, 1)
+
+  parts = -(-tokens // max(4 * _BLOCKS, _SCORES // (2 * heads * n)))
+  if parts == 1:
+    return part(q)
+  spare = -tokens % parts
+  q = jnp.pad(q, ((0, spare), (0, 0), (0, 0), (0, 0)))
+  found, ids = jax.lax.map(part, q.reshape(parts, -1, *q.shape[1:]))
+  shape = (tokens + spare, heads, k)
+  return found.reshape(shape)[:tokens], ids.reshape(shape)[:tokens]
+
+
+def _in_blocks(function, scores, axis):
+  """A function of scores, block by block, without gradients."""
+  scores = jax.lax.stop_gradient(scores)
+  size = -(-scores.shape[axis] // _BLOCKS)
+  found = [
+    function(
+      jax.lax.slice_in_dim(
+        scores, start, min(start + size, scores.shape[axis]), axis=axis
+      )
+    )
+    for start in range(0, scores.shape[axis], size)
+  ]
+  return jnp.concatenate(found, axis=axis)
+
+
+def _take(x, places):
+  return jnp.take_along_axis(x, places, axis=-1, mode='promise_in_bounds')
+
+
+def _widths(k: int, prune: bool) -> list[int]:
+  """With row a go the columns b < k // (a + 1).
+
+  As slices, since gathering the pairs by index is slower than adding all.
+  """
+  return [k // (a + 1) if prune else k for a in range(k)]
 
 
 def _half_scores(q, keys, precision) -> jax.Array:
@@ -106,16 +198,29 @@ def _half_scores(q, keys, precision) -> jax.Array:
 
 
 def _top(scores: jax.Array, k: int, recall: float | None):
-  if recall is None:
+  if recall is not None:
+    if not 0 < recall <= 1:
+      raise ValueError(f'recall is {recall}; expected above 0 and at most 1.')
+    return jax.lax.approx_max_k(scores, k, recall_target=recall)
+
+  thin = functools.partial(_without_hopeless, k=k)
+  if math.prod(scores.shape[:-1]) < _FEW:
     scores = jax.lax.platform_dependent(
-      scores,
-      cpu=lambda scores: _without_hopeless(scores, k),
-      default=lambda scores: scores,
+      scores, cpu=thin, default=lambda scores: scores
     )
     return jax.lax.top_k(scores, k)
-  if not 0 < recall <= 1:
-    raise ValueError(f'recall is {recall}; expected above 0 and at most 1.')
-  return jax.lax.approx_max_k(scores, k, recall_target=recall)
+
+  def in_blocks(scores):
+    places = _in_blocks(
+      lambda part: jax.lax.top_k(thin(part), k)[1], scores, axis=0
+    )
+    return _take(scores, places), places
+
+  return jax.lax.platform_dependent(
+    scores,
+    cpu=in_blocks,
+    default=lambda scores: tuple(jax.lax.top_k(scores, k)),
+  )
 
 
 def _without_hopeless(scores: jax.Array, k: int) -> jax.Array:

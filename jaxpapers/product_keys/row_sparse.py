@@ -114,8 +114,8 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
   # All that is out of range counts as one more row, the last.
   flat = jnp.where((flat < 0) | (flat >= num_rows), num_rows, flat)
   size = min(num_rows, flat.size)
-  found, order = jax.lax.sort(
-    (flat.astype(jnp.int32), jnp.arange(flat.size, dtype=jnp.int32)), num_keys=1
+  found, order = jax.lax.platform_dependent(
+    flat.astype(jnp.int32), cpu=_sort_packed, default=_sort_pairs
   )
   first = jnp.concatenate([jnp.ones((1,), bool), found[1:] != found[:-1]])
   # The place of each read's row, by the rank of its id.
@@ -132,7 +132,7 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
   width = reads[0][1].shape[1]
 
   def by_id(place, order, reads):
-    """Reads in the order of rows, a few at a time."""
+    """First reads of all rows at once, then the others, a few at a time."""
     counts = [vectors.shape[0] for _, vectors in reads]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     tokens = jnp.concatenate(
@@ -140,24 +140,41 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
         jnp.repeat(jnp.arange(start, start + count), c.shape[1])
         for start, count, (c, _) in zip(starts, counts, reads)
       ]
-    )
-    coefficients = jnp.concatenate([c.reshape(-1) for c, _ in reads])
+    )[order]
+    coefficients = jnp.concatenate([c.reshape(-1) for c, _ in reads])[order]
     vectors = jnp.concatenate([v for _, v in reads])
-
-    def add(total, read):
-      place, order = read
-      part = coefficients[order][:, None] * vectors[tokens[order]]
-      options = {'mode': 'drop', 'indices_are_sorted': True}
-      return total.at[place].add(part, **options), None
-
-    spare = (0, -place.size % _READS)
-    place = jnp.pad(place, spare, constant_values=size)
-    total, _ = jax.lax.scan(
-      add,
-      jnp.zeros((size, width), dtype),
-      (place.reshape(-1, _READS), jnp.pad(order, spare).reshape(-1, _READS)),
+    every = jnp.arange(place.size, dtype=jnp.int32)
+    # Threads share this, and with it what takes the time: that the system finds
+    # the pages of an array as large.
+    start = jnp.full((size,), place.size, jnp.int32)
+    start = start.at[jnp.where(first, place, size)].set(every, mode='drop')
+    scale = coefficients.at[start].get(mode='fill', fill_value=0)
+    row = vectors[tokens.at[start].get(mode='fill', fill_value=0)]
+    total = jnp.where(start[:, None] < place.size, scale[:, None] * row, 0)
+    # Places of the others in front.
+    other = ~first & (place < size)
+    spare = -place.size % _READS
+    others = jnp.full((place.size + spare,), place.size, jnp.int32)
+    where = jnp.where(
+      other, jnp.cumsum(other, dtype=jnp.int32) - 1, others.size
     )
-    return total
+    others = others.at[where].set(every, mode='drop', indices_are_sorted=True)
+
+    def add(total, some):
+      scale = coefficients.at[some].get(mode='fill', fill_value=0)
+      token = tokens.at[some].get(mode='fill', fill_value=0)
+      return total.at[place.at[some].get(mode='fill', fill_value=size)].add(
+        scale[:, None] * vectors[token], mode='drop', indices_are_sorted=True
+      )
+
+    return jax.lax.scan(
+      lambda total, some: (
+        jax.lax.cond(some[0] < place.size, add, lambda t, _: t, total, some),
+        None,
+      ),
+      total,
+      others.reshape(-1, _READS),
+    )[0]
 
   def by_read(place, order, reads):
     """The r-th read of all tokens at a time."""
@@ -181,6 +198,21 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
     place, order, reads, cpu=by_id, default=by_read
   )
   return unique, total
+
+
+def _sort_pairs(ids):
+  """Ids in ascending order, and where they were, equal ones as they came."""
+  places = jnp.arange(ids.size, dtype=jnp.int32)
+  return tuple(jax.lax.sort((ids, places), num_keys=1))
+
+
+def _sort_packed(ids):
+  """The same by sorting one array of numbers, a fourth of the time on a CPU."""
+  with jax.enable_x64(True):
+    places = jax.lax.iota(jnp.uint64, ids.size)
+    packed = jax.lax.sort((ids.astype(jnp.uint64) << 32) | places)
+    ids, places = packed >> 32, packed & 0xFFFFFFFF
+    return ids.astype(jnp.int32), places.astype(jnp.int32)
 
 
 def sparse_value_grads(
