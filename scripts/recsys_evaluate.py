@@ -57,7 +57,7 @@ _CUTOFFS = flags.DEFINE_list(
   'cutoffs', None, 'Where lists are cut; by default 5, 10, 20, or the study.'
 )
 _TIES = flags.DEFINE_enum(
-  'ties', 'index', ranking.TIES, 'What decides between equal scores.'
+  'ties', 'index', ranking.LIST_TIES, 'What decides between equal scores.'
 )
 _EXCLUDE = flags.DEFINE_bool(
   'exclude_seen', True, 'Leave out what a user has in training.'

@@ -65,7 +65,7 @@ _HPARAMS = flags.DEFINE_enum(
 _TIES = flags.DEFINE_enum(
   'ties',
   'index',
-  ranking.TIES,
+  ranking.LIST_TIES,
   'What decides between equal scores. expected, the mean over all orders, is'
   ' nearest to the published rows, and takes longer.',
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpapers.recsys import data as data_lib
 from jaxpapers.recsys import metrics as metrics_lib
-from jaxpapers.recsys import models, ranking
+from jaxpapers.recsys import models, numpy_ties, ranking
 from jaxpapers.recsys.beyond_accuracy import beyond_accuracy
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.ranking import Lists
@@ -101,7 +101,8 @@ def evaluate_model(
       None ranks all items.
     exclude_seen: Leave out what is in `train`, also of the candidates.
     ties: 'index', 'expected', 'optimistic' or 'pessimistic'; see
-      `rank_candidates`. Beyond accuracy, lists are always by index.
+      `rank_candidates`. Beyond accuracy, lists are by index then. 'numpy' is
+      the order of the study's program; see `numpy_ties`.
     graded: Values of test are relevances.
     min_ratings: Evaluate users with at least so many test items.
     ignore_users: Users to leave out.
@@ -134,9 +135,9 @@ def evaluate_model(
       'test has negative values, which are no relevances. Drop these'
       ' interactions, or set graded=False.'
     )
-  if ties not in ranking.TIES:
+  if ties not in ranking.LIST_TIES:
     raise ValueError(
-      f'ties is {ties!r}; expected one of {", ".join(ranking.TIES)}.'
+      f'ties is {ties!r}; expected one of {", ".join(ranking.LIST_TIES)}.'
     )
   if metrics is None:
     metrics = [
@@ -182,7 +183,7 @@ def evaluate_model(
   }
   arguments = (model, train, test, users, cutoffs, metrics)
   options = (exclude_seen, ties, graded, ignore_items, block)
-  if candidates is None and ties == 'index':
+  if candidates is None and ties in ('index', 'numpy'):
     per_user, lists = _full(*arguments, *options)
   else:
     per_user, lists, more = _ranked(*arguments, candidates, *options)
@@ -203,13 +204,13 @@ def _full(
   model, train, test, users, cutoffs, metrics,
   exclude_seen, ties, graded, ignore_items, block,
 ):  # fmt: skip
-  del ties
   lists = ranking.rank_full(
     model,
     train,
     users,
     max(cutoffs),
     exclude_seen=exclude_seen,
+    ties=ties,
     ignore_items=ignore_items,
     block=block,
   )
@@ -244,6 +245,8 @@ def _ranked(
     else:
       ids, _ = rows.to_padded(some, width)
       inside = ids < n
+      if ties == 'numpy':
+        listed = numpy_ties.top_items(_alone(scores, ids, inside), max(cutoffs))
       ids = np.where(inside, ids, 0)
       scores = np.take_along_axis(scores, ids, 1)
       dropped += int(((scores == -np.inf) & inside).sum())
@@ -252,6 +255,10 @@ def _ranked(
     hit, gain = metrics_lib.hits_of_lists(found, test, graded)
     tied += _tied(scores, hit)
     alone += int((hit.any(1) & (hit | (scores == -np.inf)).all(1)).sum())
+    if ties == 'numpy':
+      items.append(listed[0])
+      values.append(listed[1])
+      continue
     scale = metrics_lib.ideal_gains(test, some, cutoffs, graded)
     with jax.enable_x64(True):
       ranks = ranking.rank_candidates(scores, hit, ties=ties, gain=gain)
@@ -273,7 +280,21 @@ def _ranked(
     more['candidates_dropped_as_seen'] = dropped
     # Their test items cannot but come first.
     more['users_without_negatives'] = alone
+  if ties == 'numpy':
+    return (
+      metrics_lib.evaluate(lists, test, cutoffs, metrics, graded=graded),
+      lists,
+      more,
+    )
   return metrics_lib.join(results, metrics, len(cutoffs)), lists, more
+
+
+def _alone(scores, ids, inside):
+  """Scores of some items among all, the others at -inf."""
+  result = np.full_like(scores, -np.inf)
+  row, column = np.nonzero(inside)
+  result[row, ids[row, column]] = scores[row, ids[row, column]]
+  return result
 
 
 def _only_candidates(model, train, rows, width):

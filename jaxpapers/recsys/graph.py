@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys import optional
+from jaxpapers.recsys import numpy_ties, optional
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel
 from jaxpapers.recsys.similarities import check_k, keep_top, top_k_columns
@@ -21,6 +21,7 @@ def p3_alpha(
   min_rating: float = 0.0,
   implicit: bool = False,
   block: int = 512,
+  ties: str = 'index',
 ) -> ItemModel:
   """Probability of walking user - item - user - item, probabilities ^ alpha.
 
@@ -31,7 +32,8 @@ def p3_alpha(
     normalize: Make rows sum to 1 in between.
     min_rating: Drop lower ratings first.
     implicit: Then count every rating as 1.
-    block: Rows at a time; memory is 4 * num_items * block bytes, a few times.
+    block: Rows at a time; memory is 8 * num_items * block bytes, a few times.
+    ties: See `rp3_beta`.
 
   Returns:
     An item model.
@@ -45,6 +47,7 @@ def p3_alpha(
     min_rating=min_rating,
     implicit=implicit,
     block=block,
+    ties=ties,
   )
 
 
@@ -58,6 +61,7 @@ def rp3_beta(
   min_rating: float = 0.0,
   implicit: bool = False,
   block: int = 512,
+  ties: str = 'index',
 ) -> ItemModel:
   """P3alpha over the popularity of the item that is reached, ^ beta.
 
@@ -70,14 +74,22 @@ def rp3_beta(
     min_rating: Drop lower ratings first.
     implicit: Then count every rating as 1.
     block: Rows at a time.
+    ties: Of entries that are equal keep those of lower 'index', or, as the
+      study's program, which computes in single precision, those that 'numpy'
+      sorts last (`numpy_ties`).
 
   Returns:
     An item model.
 
   Raises:
-    ValueError: A value is negative.
+    ValueError: A value is negative, or `ties` is unknown.
   """
   check_k(top_k)
+  if ties not in ('index', 'numpy'):
+    raise ValueError(f"ties is {ties!r}; expected 'index' or 'numpy'.")
+  # In double precision walks of equal probability stay equal, whatever the
+  # order of summation: rounding would decide which of them are kept.
+  dtype = np.float32 if ties == 'numpy' else np.float64
   if len(train) and train.value.min() < 0:
     raise ValueError(
       'train has negative values; probabilities need values above 0.'
@@ -87,13 +99,13 @@ def rp3_beta(
     if implicit:
       train = train.binary()
   n = train.num_items
-  user_to_item, item_to_user = _transitions(train, alpha)
+  user_to_item, item_to_user = _transitions(train, alpha, dtype)
   left = user_to_item.T.tocsr()  # [items, users]
   right = item_to_user.T.tocsc()  # [users, items]
-  popularity = train.item_counts().astype(np.float64)
+  popularity = train.item_counts().astype(dtype)
   discount = np.zeros(n)
   seen = popularity > 0
-  discount[seen] = popularity[seen] ** -beta
+  discount[seen] = popularity[seen] ** -float(beta)
   rows, columns, values = [], [], []
   for first in range(0, n, block):
     dense = right[:, first : first + block].toarray()
@@ -102,9 +114,13 @@ def rp3_beta(
     walk[inside, first + inside] = 0
     if beta:
       walk = walk * discount
-    keep = keep_top(walk, n if top_k is None else top_k, zeros=False)
+    if ties == 'numpy':
+      keep = numpy_ties.keep_sorted(walk, top_k)
+      walk = walk.astype(np.float32)
+    else:
+      keep = keep_top(walk, n if top_k is None else top_k, zeros=False)
     if normalize:
-      total = np.where(keep, walk, 0).sum(axis=1, keepdims=True)
+      total = np.where(keep, walk, 0).sum(1, np.float64, keepdims=True)
       walk = walk / np.where(total > 0, total, 1)
     row, column = np.nonzero(keep)
     rows.append(row + first)
@@ -121,18 +137,17 @@ def rp3_beta(
     shape=(n, n),
     dtype=np.float32,
   )
-  return ItemModel(prune_columns(weights, top_k).tocsr())
+  prune = numpy_ties.prune_columns if ties == 'numpy' else prune_columns
+  return ItemModel(prune(weights, top_k).tocsr())
 
 
-def _transitions(train, alpha):
+def _transitions(train, alpha, dtype):
   """Probabilities ^ alpha from users to items and from items to users."""
   sparse = optional.sparse()
-  # In float64 walks of equal probability stay equal, whatever the order of
-  # summation: rounding would decide which of them are kept.
   total = np.bincount(train.user, train.value, minlength=train.num_users)
-  forward = (train.value / total[train.user]) ** alpha
+  forward = (train.value / total[train.user]).astype(dtype) ** float(alpha)
   count = train.item_counts().astype(np.float64)
-  backward = (1.0 / count[train.item]) ** alpha
+  backward = (1.0 / count[train.item]).astype(dtype) ** float(alpha)
   shape = train.shape
   starts = train.row_starts
   user_to_item = sparse.csr_array((forward, train.item, starts), shape=shape)

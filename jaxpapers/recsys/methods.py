@@ -59,6 +59,8 @@ class Method:
     family: 'baseline' or 'neural'.
     scores_new_users: Whether a model scores users whom training has not seen,
       by their known items: needed where users are held out.
+    keeps_neighbours: Whether its fit takes `ties`: which of equal neighbours
+      it keeps.
   """
 
   name: str
@@ -70,6 +72,7 @@ class Method:
   iterative: bool = False
   family: str = 'baseline'
   scores_new_users: bool = True
+  keeps_neighbours: bool = False
 
 
 METHODS: dict[str, Method] = {}
@@ -227,11 +230,15 @@ def _register_all():
           {'similarity': similarity},
           needs_features=features,
           scores_new_users=kind != 'UserKNN CF',
+          keeps_neighbours=True,
         )
       )
   walk = {'top_k': _TOP_K, 'alpha': _uniform(0, 2), 'normalize': _FLAG}
-  register(Method('P3alpha', graph.p3_alpha, walk))
-  register(Method('RP3beta', graph.rp3_beta, {**walk, 'beta': _uniform(0, 2)}))
+  for name, function, more in (
+    ('P3alpha', graph.p3_alpha, {}),
+    ('RP3beta', graph.rp3_beta, {'beta': _uniform(0, 2)}),
+  ):
+    register(Method(name, function, {**walk, **more}, keeps_neighbours=True))
   register(Method('EASE_R', linear.ease, {'l2': _log(1, 1e7)}))
   register(
     Method(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpapers.recsys import optional
+from jaxpapers.recsys import numpy_ties, optional
 from jaxpapers.recsys import weighting as weighting_lib
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import ItemModel, UserModel
@@ -22,6 +22,7 @@ def item_knn(
   alpha: float = 0.5,
   tversky: tuple[float, float] = (1.0, 1.0),
   score_with: str = 'raw',
+  ties: str = 'index',
   **options: Any,
 ) -> ItemModel:
   """Items are alike whose users are (ItemKNN-CF).
@@ -37,6 +38,8 @@ def item_knn(
     tversky: Of Tversky.
     score_with: Sum over 'raw' or 'weighted' profiles; the original code does
       the latter, which for TF-IDF is a factor for each user.
+    ties: Of neighbours that are equally near keep those of lower 'index', or,
+      as the study's program, those that 'numpy' puts first (`numpy_ties`).
     **options: More of `similarities.from_gram`.
 
   Returns:
@@ -58,6 +61,7 @@ def item_knn(
       normalize=normalize,
       alpha=alpha,
       tversky=tversky,
+      ties=ties,
       **options,
     ),
     matrix.tocsr() if score_with == 'weighted' else None,
@@ -76,6 +80,7 @@ def user_knn(
   tversky: tuple[float, float] = (1.0, 1.0),
   neighbours: str = 'reverse',
   score_with: str = 'raw',
+  ties: str = 'index',
   **options: Any,
 ) -> UserModel:
   """Users are alike who have the same items (UserKNN-CF).
@@ -93,6 +98,7 @@ def user_knn(
       the nearest of v; with 'forward', if v is among the nearest of u.
     score_with: Sum 'raw' interactions, as the published numbers do, or
       'weighted' ones, as the published code does.
+    ties: See `item_knn`.
     **options: More of `similarities.from_gram`.
 
   Returns:
@@ -119,6 +125,7 @@ def user_knn(
     normalize=normalize,
     alpha=alpha,
     tversky=tversky,
+    ties=ties,
     **options,
   )
 
@@ -135,6 +142,7 @@ def content_knn(
   weighting: str = 'none',
   alpha: float = 0.5,
   tversky: tuple[float, float] = (1.0, 1.0),
+  ties: str = 'index',
 ) -> ItemModel | UserModel:
   """Items (or users) are alike that have the same features (CBF).
 
@@ -149,6 +157,7 @@ def content_knn(
     weighting: 'none', 'TF-IDF' or 'BM25', items (users) as documents.
     alpha: Of the asymmetric cosine.
     tversky: Of Tversky.
+    ties: See `item_knn`.
 
   Returns:
     An item (user) model.
@@ -162,6 +171,7 @@ def content_knn(
     'normalize': normalize,
     'alpha': alpha,
     'tversky': tversky,
+    'ties': ties,
   }
   if side == 'user':
     return _user_model(
@@ -223,7 +233,11 @@ def _features(train, features, side):
   return features
 
 
-def _neighbours(matrix, top_k, kind, **settings):
+def _neighbours(matrix, top_k, kind, *, ties='index', **settings):
+  if ties not in ('index', 'numpy'):
+    raise ValueError(f"ties is {ties!r}; expected 'index' or 'numpy'.")
+  if ties == 'numpy':
+    return numpy_ties.nearest(matrix, kind, top_k, **settings)
   # Rows are walked when scoring.
   return similarity_top_k(matrix, kind, k=top_k, **settings).tocsr()
 

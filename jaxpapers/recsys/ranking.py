@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpapers.recsys import numpy_ties
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import score
 
 TIES = ('index', 'expected', 'optimistic', 'pessimistic')
+# Of lists: also the order of the study's program, which no rank is known of.
+LIST_TIES = (*TIES, 'numpy')
 
 
 class Ranks(NamedTuple):
@@ -223,7 +226,8 @@ def rank_full(
     k: Length of lists, at most the number of items.
     exclude_seen: Leave out what a user has in `train`.
     ties: Of equal scores the lower id comes first ('index') or the higher one
-      ('reverse'): where metrics of both differ, ties decide them. The rules of
+      ('reverse'): where metrics of both differ, ties decide them. 'numpy' is
+      the order of the study's program (`numpy_ties`). The rules of
       `rank_candidates` need to know the test items.
     ignore_items: Never recommend these.
     block: Users at a time; None for blocks of some 30 MB.
@@ -234,8 +238,10 @@ def rank_full(
   Raises:
     ValueError: k is out of range, a score is NaN, or `ties` is unknown.
   """
-  if ties not in ('index', 'reverse'):
-    raise ValueError(f"ties is {ties!r}; expected 'index' or 'reverse'.")
+  if ties not in ('index', 'reverse', 'numpy'):
+    raise ValueError(
+      f"ties is {ties!r}; expected 'index', 'reverse' or 'numpy'."
+    )
   users = np.asarray(users)
   if not 1 <= k <= train.num_items:
     raise ValueError(
@@ -244,7 +250,7 @@ def rank_full(
   items = np.full((len(users), k), -1, np.int32)
   values = np.full((len(users), k), -np.inf, np.float32)
   for part, scores in score_blocks(
-    score_fn, train, users, exclude_seen, ignore_items, block
+    score_fn, train, users, exclude_seen, ignore_items, block, ties == 'numpy'
   ):
     if isinstance(scores, tuple):
       found = top_items_device(*scores, k=k, ties=ties)
@@ -252,7 +258,8 @@ def rank_full(
     else:
       if ties == 'reverse':
         scores = np.ascontiguousarray(scores[:, ::-1])
-      found, values[part] = top_items(scores, k)
+      find = numpy_ties.top_items if ties == 'numpy' else top_items
+      found, values[part] = find(scores, k)
       if ties == 'reverse':
         found = np.where(found >= 0, train.num_items - 1 - found, -1)
       items[part] = found

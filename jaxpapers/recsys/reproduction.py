@@ -178,9 +178,9 @@ def reproduce_row(
     source: Where they come from.
     seed: For random methods.
     validation: Metric of the search that chose them.
-    ties: See `evaluate_model`. The published rows have an arbitrary order of
-      equal scores, which 'expected' is nearer to than 'index' where there are
-      many of them.
+    ties: See `evaluate_model`. The published rows have one order of equal
+      scores and neighbours: 'numpy' (see `numpy_ties`). 'expected' is nearer to
+      them than 'index' where there are many.
 
   Returns:
     The row, and the study's metric of each user, for tests.
@@ -194,8 +194,11 @@ def reproduce_row(
   labels = columns_of(study)
   wanted = [column(label) for label in labels]
   began = time.perf_counter()
+  given = dict(parameters)
+  if ties == 'numpy' and methods.find(name).keeps_neighbours:
+    given['ties'] = ties
   model = methods.fit(
-    name, data.train, parameters, features=data.features, seed=seed
+    name, data.train, given, features=data.features, seed=seed
   )
   fitted = time.perf_counter()
   metrics = dict.fromkeys(

@@ -207,7 +207,7 @@ def _prepare_dense(x, kind):
   return x
 
 
-def _prepare_sparse(x, kind):
+def prepare_sparse(x, kind):
   """The same for a sparse matrix: CSR, float32."""
   from jaxpapers.recsys import optional
 
@@ -251,7 +251,7 @@ def similarity_blocks(
     The first column of the block, and W[:, first : first + block], float32.
   """
   check_kind(kind, options.get('euclidean', 'linear'))
-  x = _prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
+  x = prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
   squares = x.multiply(x).sum(axis=0)
   norms = np.asarray(squares, np.float64).astype(np.float32)
   n = x.shape[1]
@@ -433,7 +433,7 @@ def _device_top_k(x, kind, k, block, options):
   """Dense blocks on an accelerator; only neighbours come back."""
   from jaxpapers.recsys import optional
 
-  x = _prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
+  x = prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
   n = x.shape[1]
   average_row = options.pop('average_row', False)
   num_rows = x.shape[0] if average_row else 1
