@@ -66,6 +66,7 @@ class Study:
     neural: Row of the paper's neural method.
     notes: What differs from the paper, if anything.
     comparable: Whether numbers can be compared with the published ones.
+    tolerance: How far they may be apart at least, because of the split.
   """
 
   name: str
@@ -79,6 +80,7 @@ class Study:
   neural: str
   notes: str = ''
   comparable: bool = True
+  tolerance: float = 0.0
 
 
 def _leave_one_out(path: pathlib.Path) -> Data:
