@@ -15,8 +15,8 @@ __all__ = ['addressing_loss', 'flat_key_topk', 'product_key_topk']
 
 # Ids are int32: the largest n with n * n < 2^31.
 MAX_SUB_KEYS = math.isqrt(2**31 - 1)
-# Of a search on CPU: heads times tokens below which it is not worth a division,
-# blocks that threads share (XLA's executor splits a queue of more than 8), and
+# Of a search on CPU: heads times tokens from which it is divided; blocks that
+# threads share (XLA hands on half of what is ready where that is more than 8);
 # scores of a part, 4 MiB.
 _FEW = 256
 _BLOCKS = 16
@@ -124,8 +124,7 @@ def _in_parts(q, keys, *, k, prune, precision):
 
   One part of the tokens after the other: their scores stay in cache, and all
   temporaries below the 32 MiB from which on the C library asks the system for
-  new pages at each call. Within a part blocks that do not depend on each other:
-  XLA gives those to several threads.
+  new pages at each call.
 
   Gradients flow through two reads of the scores, so that nothing of the search
   itself has one.
@@ -136,16 +135,15 @@ def _in_parts(q, keys, *, k, prune, precision):
   rows, columns = np.array(pairs, np.int32).T
 
   def search(scores):
-    """Ranks of both halves, [H, 2, T, k]."""
-    best, ranks = jax.lax.top_k(_without_hopeless(scores, k), k)
-    ranks, best = jax.lax.optimization_barrier((ranks, best))
-    _, place = jax.lax.top_k(_pairs(best[:, 0], best[:, 1], widths), k)
+    """Places in both halves, [H, 2, T, k]."""
+    best, ranks = _top_by_threads(scores, k)
+    _, place = _top_by_threads(_pairs(best[:, 0], best[:, 1], widths), k)
     picked = jnp.stack([jnp.asarray(rows)[place], jnp.asarray(columns)[place]])
     return _take(ranks, jnp.moveaxis(picked, 0, 1))
 
   def part(q):
     scores = jnp.einsum('thpd,hpnd->hptn', q, keys, precision=precision)
-    places = _in_blocks(search, scores, axis=2)
+    places = search(jax.lax.stop_gradient(scores))
     found = _take(scores, places)
     found = found[:, 0] + found[:, 1]
     ids = places[:, 0] * n + places[:, 1]
@@ -161,19 +159,43 @@ def _in_parts(q, keys, *, k, prune, precision):
   return found.reshape(shape)[:tokens], ids.reshape(shape)[:tokens]
 
 
-def _in_blocks(function, scores, axis):
-  """A function of scores, block by block, without gradients."""
-  scores = jax.lax.stop_gradient(scores)
-  size = -(-scores.shape[axis] // _BLOCKS)
-  found = [
-    function(
-      jax.lax.slice_in_dim(
-        scores, start, min(start + size, scores.shape[axis]), axis=axis
-      )
-    )
-    for start in range(0, scores.shape[axis], size)
+def _top_by_threads(scores, k):
+  """top_k, without gradients, in blocks that threads share on CPU.
+
+  XLA runs what is ready on several threads, but blocks wait for each other
+  where the result of one gets the memory of another's scores. It does not while
+  these are needed, and those that a loop goes on with are. So here is a loop of
+  one turn, of which the compiler knows neither how many turns it has nor that
+  nobody looks at the scores again.
+  """
+  n = scores.shape[-1]
+  rows = _without_hopeless(scores, k).reshape(-1, n)
+  size = -(-rows.shape[0] // _BLOCKS)
+  blocks = [rows[i : i + size] for i in range(0, rows.shape[0], size)]
+
+  def turn(state):
+    number, blocks, _ = state
+    found = [jax.lax.top_k(block, k) for block in blocks]
+    # The order matters, see `_all_at_once`.
+    found = jax.lax.optimization_barrier([(ids, best) for best, ids in found])
+    blocks = [
+      block.at[0, 0].set(best[0, 0]) for block, (_, best) in zip(blocks, found)
+    ]
+    return number + 1, blocks, found
+
+  # No zeros: where devices are mapped, it is to be known that these may differ.
+  first = rows[:size, :k]
+  start = [
+    (first.astype(jnp.int32)[: len(block)], first[: len(block)])
+    for block in blocks
   ]
-  return jnp.concatenate(found, axis=axis)
+  number = (rows[0, 0] > jnp.inf).astype(jnp.int32)  # Never.
+  _, _, found = jax.lax.while_loop(
+    lambda state: state[0] < 1, turn, (number, blocks, start)
+  )
+  shape = (*scores.shape[:-1], k)
+  ids, best = (jnp.concatenate(x).reshape(shape) for x in zip(*found))
+  return best, ids
 
 
 def _take(x, places):
@@ -210,15 +232,13 @@ def _top(scores: jax.Array, k: int, recall: float | None):
     )
     return jax.lax.top_k(scores, k)
 
-  def in_blocks(scores):
-    places = _in_blocks(
-      lambda part: jax.lax.top_k(thin(part), k)[1], scores, axis=0
-    )
+  def by_threads(scores):
+    _, places = _top_by_threads(jax.lax.stop_gradient(scores), k)
     return _take(scores, places), places
 
   return jax.lax.platform_dependent(
     scores,
-    cpu=in_blocks,
+    cpu=by_threads,
     default=lambda scores: tuple(jax.lax.top_k(scores, k)),
   )
 

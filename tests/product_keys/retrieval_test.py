@@ -1,6 +1,7 @@
 """Tests of the search for the k best keys."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,53 @@ class ProductKeyTopkTest(parameterized.TestCase):
     )
     one = retrieval.flat_key_topk(q, keys[0], 7)
     np.testing.assert_array_equal(one[1][:, 0], ids[:, 0])
+
+  def test_search_in_parts_is_the_whole_search(self):
+    # Two parts of 36 tokens, of which one is padding, in three blocks each.
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((71, 4, 2, 4)).astype(np.float32)
+    keys = rng.standard_normal((4, 2, 40, 4)).astype(np.float32)
+    weights = rng.standard_normal((71, 4, 9)).astype(np.float32)
+    options = {'k': 9, 'prune': True, 'precision': 'highest'}
+
+    def gradients(search):
+      def total(q, keys):
+        scores, ids = search(q, keys)
+        return jnp.sum(jnp.sin(scores) * weights), (scores, ids)
+
+      return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+
+    whole = gradients(
+      functools.partial(retrieval._all_at_once, top=jax.lax.top_k, **options)
+    )
+    with (
+      mock.patch.object(retrieval, '_BLOCKS', 3),
+      mock.patch.object(retrieval, '_SCORES', 8 * 40 * 36),
+    ):
+      parts = gradients(functools.partial(retrieval.product_key_topk, k=9))
+      got, found = parts(q, keys)
+    wanted, expected = whole(q, keys)
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for g, w in zip(got, wanted):
+      np.testing.assert_allclose(g, w, atol=1e-6 * np.abs(w).max())
+    # Sums of these are exact: many scores are equal, some are NaN.
+    q, keys = np.round(q), np.round(2 * keys) / 2
+    q[3, 1] = np.nan
+    _, found = parts(q, keys)
+    jax.tree.map(np.testing.assert_array_equal, found, whole(q, keys)[1])
+
+  def test_flat_search_by_threads(self):
+    rng = np.random.default_rng(0)
+    q = np.round(rng.standard_normal((130, 2, 3))).astype(np.float32)
+    keys = np.round(rng.standard_normal((2, 70, 3))).astype(np.float32)
+    scores, ids = jax.jit(retrieval.flat_key_topk, static_argnums=2)(q, keys, 5)
+    every = np.einsum('thd,hnd->thn', q, keys)
+    expected = np.argsort(-every, kind='stable')[..., :5]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(
+      scores, np.take_along_axis(every, expected, -1)
+    )
 
   def test_recall(self):
     q, keys, k = draw(5)
