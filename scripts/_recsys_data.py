@@ -38,12 +38,7 @@ def define_data_flags() -> None:
     'file_format', 'auto', ('auto', *readers.FORMATS), 'Format of the files.'
   )
   flags.DEFINE_float('threshold', None, 'Keep ratings of at least this, as 1.')
-  flags.DEFINE_string(
-    'features',
-    None,
-    'A file of items and features, in the format of interactions, for content'
-    ' and hybrid methods. Items are named as in the interactions.',
-  )
+  define_features_flag()
   flags.DEFINE_enum(
     'split',
     'user_fraction',
@@ -60,6 +55,17 @@ def define_data_flags() -> None:
     lower_bound=0,
   )
   flags.DEFINE_integer('seed', 0, 'Of splits and of random methods.')
+
+
+def define_features_flag() -> None:
+  """Defines --features."""
+  flags.DEFINE_string(
+    'features',
+    None,
+    'A file of items and features, in the format of interactions, for content'
+    ' and hybrid methods: item,genre or the like. Items are named as in the'
+    ' interactions.',
+  )
 
 
 def usage(error: Exception) -> _command_line.UsageError:
@@ -206,7 +212,7 @@ def _from_files() -> Problem:
     search, validation = splits.split_user_fraction(FLAGS.seed + 1, train)
   except ValueError:  # Too small: there is nothing to tune on.
     search, validation = train, train.select(np.zeros(len(train), bool))
-  features = _features(items) if FLAGS.features else None
+  features = load_features(items) if FLAGS.features else None
   data = studies.Data(
     train,
     test,
@@ -273,8 +279,21 @@ def _places(path, kind, names, given):
   return place
 
 
-def _features(items):
-  loaded = readers.read_interactions(FLAGS.features, FLAGS.file_format)
+def load_features(items: np.ndarray) -> Any:
+  """What --features names, of the items of the interactions.
+
+  Args:
+    items: Names of the items, sorted.
+
+  Returns:
+    scipy sparse, `[items, features]`; items that the file lacks have none.
+
+  Raises:
+    ValueError: The file has none of the items.
+  """
+  loaded = readers.read_interactions(
+    FLAGS.features, FLAGS.file_format, features=True
+  )
   row = np.searchsorted(items, loaded.users)
   row = np.minimum(row, len(items) - 1)
   known = items[row] == loaded.users

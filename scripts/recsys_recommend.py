@@ -9,6 +9,10 @@ Examples:
   python scripts/recsys_recommend.py --interactions=ratings.csv \
       --method=EASE_R --tuned=recsys_tuned/tuned.json --save_file=all.csv
 
+  # Items that are alike in genres and in users; items.csv has item, genre:
+  python scripts/recsys_recommend.py --interactions=ratings.csv \
+      --features=items.csv --method=item_knn_cfcbf_cosine
+
 The file may be csv, tsv, Parquet, MovieLens' and others; --file_format names it
 if it is not clear. All of it is learnt from. Items that a user has are not
 recommended unless --include_seen. The output has a line for each
@@ -38,6 +42,7 @@ _FORMAT = flags.DEFINE_enum(
 _THRESHOLD = flags.DEFINE_float(
   'threshold', None, 'Keep ratings of at least this, as 1.'
 )
+_recsys_data.define_features_flag()
 _METHOD = flags.DEFINE_string('method', 'RP3beta', 'Name of the method.')
 _SET = flags.DEFINE_multi_string('set', [], 'A parameter, as name=value.')
 _TUNED = flags.DEFINE_string(
@@ -66,7 +71,17 @@ def main() -> int:
     )
     users = _users(loaded.users)
     train = loaded.interactions
-    model = methods.fit(name, train, parameters, seed=_SEED.value)
+    features = None
+    if flags.FLAGS.features:
+      if not methods.find(name).needs_features:
+        raise ValueError(
+          f'--features: {name} does not look at features; content methods do,'
+          ' such as item_knn_cbf_cosine.'
+        )
+      features = _recsys_data.load_features(loaded.items)
+    model = methods.fit(
+      name, train, parameters, features=features, seed=_SEED.value
+    )
     lists = recsys.rank_full(
       model,
       train,

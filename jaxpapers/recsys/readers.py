@@ -51,8 +51,9 @@ def read_interactions(
   threshold: float | None = None,
   duplicates: str = 'last',
   allow_negative: bool = False,
+  features: bool = False,
 ) -> Loaded:
-  """Reads a file of interactions.
+  """Reads a file of interactions, or of items and their features.
 
   Formats: 'csv' and 'tsv' (user, item and optionally rating and time; names of
   columns in the first line are optional), 'movielens' (`user::item::...`),
@@ -67,6 +68,8 @@ def read_interactions(
     threshold: Keep ratings of at least this, as 1; None keeps values.
     duplicates: See `interactions`.
     allow_negative: See `interactions`.
+    features: The file has items where others have users, and their features
+      (genres, tags, ...) where others have items.
 
   Returns:
     Interactions, names, and counts of repairs. Ids of 'ncf', 'adjacency' and
@@ -84,7 +87,10 @@ def read_interactions(
       f'file_format is {file_format!r}; expected auto or one of'
       f' {", ".join(FORMATS)}.'
     )
-  user, item, value, time = _READERS[file_format](path)
+  found = _READERS[file_format](path)
+  if len(found) == 2:  # Names of columns, and columns.
+    found = _choose(path, *found, _FEATURES if features else _INTERACTIONS)
+  user, item, value, time = found
   if not len(user):
     raise ValueError(f'{path} holds no interactions.')
   if threshold is not None and value is not None:
@@ -174,7 +180,7 @@ def _table(path: pathlib.Path, separator: str):
   columns = (
     list(map(np.array, zip(*rows, strict=True))) if rows else [np.zeros(0)] * 2
   )
-  return _choose(path, names, columns)
+  return names, columns
 
 
 def _is_header(fields):
@@ -196,28 +202,35 @@ def _number(text):
   return True
 
 
-def _choose(path, names, columns):
+_ITEMS = ('item', 'sid', 'movie', 'song', 'artist', 'track', 'product')
+_MORE = {
+  'value': ('rating', 'value', 'count', 'weight', 'score'),
+  'time': ('time', 'date'),
+}
+# What the columns of a file may be called.
+_INTERACTIONS = {'user': ('user', 'uid'), 'item': _ITEMS, **_MORE}
+_FEATURES = {
+  'user': ('user', 'uid', *_ITEMS),
+  'item': ('feature', 'genre', 'tag', 'categor', 'attribute', *_ITEMS),
+  **_MORE,
+}
+
+
+def _choose(path, names, columns, words_of):
   """User, item, value and time among columns."""
   found: dict[str, Any] = {}
   if names is None:
     names = ['user', 'item', 'rating', 'time'][: len(columns)]
   for name, column in zip(names, columns, strict=False):
-    for kind, words in (
-      ('user', ('user', 'uid')),
-      (
-        'item',
-        ('item', 'sid', 'movie', 'song', 'artist', 'track', 'product'),
-      ),
-      ('value', ('rating', 'value', 'count', 'weight', 'score')),
-      ('time', ('time', 'date')),
-    ):
+    for kind, words in words_of.items():
       if kind not in found and any(name.startswith(word) for word in words):
         found[kind] = column
         break
   for kind in ('user', 'item'):
     if kind not in found:
       raise ValueError(
-        f'{path} has columns {names}; none is named like {kind}s.'
+        f'{path} has columns {names}; none is named like'
+        f' {", ".join(words_of[kind])}.'
       )
   for kind, dtype in (('value', np.float32), ('time', np.float64)):
     if kind in found:
@@ -321,7 +334,7 @@ def _read_parquet(path):
   names = [name.lower() for name in table.column_names]
   columns = [table.column(i).to_numpy() for i in range(len(names))]
   known = any(name.startswith(('user', 'uid')) for name in names)
-  return _choose(path, names if known else None, columns)
+  return names if known else None, columns
 
 
 _READERS: dict[str, Callable] = {

@@ -138,6 +138,30 @@ class ScriptsTest(parameterized.TestCase):
     self.assertLen(content['RP3beta']['trials'], 2)
     self.assertIn('EASE_R', content)
 
+  def test_recommend_by_features(self):
+    genres = self.folder / 'items.csv'
+    lines = [f'i{item},g{item % 3}' for item in (*range(29), 99)]
+    genres.write_text('\n'.join(['item,genre', *lines]) + '\n')
+    flags = [self.ratings, f'--features={genres}', '--users=u1', '--top_n=8']
+    out = self._run(
+      'recsys_recommend', *flags, '--method=item_knn_cbf_cosine',
+      '--set=shrink=0', '--set=top_k=30',
+    )  # fmt: skip
+    had = [0, 0, 0]
+    for line in (self.folder / 'ratings.csv').read_text().splitlines():
+      user, item, rating, _ = line.split(',')
+      if user == 'u1' and item != 'i29':  # Which has no genre.
+        had[int(item[1:]) % 3] += int(rating)
+    rows = list(csv.DictReader(out.splitlines()))
+    self.assertLen(rows, 8)
+    for row in rows:
+      # Items of one genre have similarity 1: the score sums ratings.
+      total = had[int(row['item'][1:]) % 3]
+      self.assertAlmostEqual(float(row['score']), total, delta=1e-4)
+    self.assertAlmostEqual(float(rows[0]['score']), max(had), delta=1e-4)
+    done = scripts.run('recsys_recommend', *flags, '--method=RP3beta')
+    scripts.assert_usage_error(self, done, 'does not look at features')
+
   def test_negatives_by_the_names_of_the_interactions(self):
     files = {
       'train.tsv': '5\t10\n5\t40\n7\t40\n7\t30\n7\t10\n',
