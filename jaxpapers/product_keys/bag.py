@@ -18,6 +18,8 @@ __all__ = ['embedding_bag', 'embedding_dot']
 IMPLEMENTATIONS = ('auto', 'scan', 'gather', 'pallas')
 # Elements that 'gather' reads at a time: 16 MiB of float32.
 _CHUNK = 2**22
+# Elements of rows that 'scan' multiplies at a time: 2 MiB, near a CPU's caches.
+_IN_CACHE = 2**19
 # Reads of a token that 'scan' adds in one pass: on a CPU a third of the time.
 _UNROLL = 8
 
@@ -81,7 +83,8 @@ def embedding_dot(
     values: Table `[N, D]`.
     ids: Rows, integers `[T, R]`. Those out of range give 0.
     x: `[T, D]`.
-    impl: See `embedding_bag`.
+    impl: See `embedding_bag`; 'scan' here reads all rows of as many tokens as 2
+      MiB hold.
 
   Returns:
     `[T, R]`, float32 or wider.
@@ -147,7 +150,9 @@ def _sum_rows(impl, values, ids, weights):
       return (_rows(values, ids, dtype) * weights[:, None]).sum(axis=0)
 
     return jax.lax.map(
-      one, (ids, weights.astype(dtype)), batch_size=_tokens(values, ids)
+      one,
+      (ids, weights.astype(dtype)),
+      batch_size=_tokens(values, ids, _CHUNK),
     )
 
   def pallas(values, ids, weights, interpret=False):
@@ -164,17 +169,20 @@ def _dot_rows(impl, values, ids, x):
   dtype = _wide(values, x)
 
   def scan(values, ids, x):
-    def one(row):
-      return (_rows(values, row, dtype) * x).sum(axis=1)
+    def one(part):
+      ids, x = part
+      # Sums along a row, written out, take 1.7 times as long on a CPU.
+      return jnp.matmul(_rows(values, ids, dtype), x, precision='highest')
 
-    return jax.lax.map(one, ids.T).T
+    size = _tokens(values, ids, _IN_CACHE)
+    return jax.lax.map(one, (ids, x), batch_size=size)
 
   def gather(values, ids, x):
     def one(part):
       ids, x = part
       return (_rows(values, ids, dtype) * x).sum(axis=1)
 
-    return jax.lax.map(one, (ids, x), batch_size=_tokens(values, ids))
+    return jax.lax.map(one, (ids, x), batch_size=_tokens(values, ids, _CHUNK))
 
   return _choose(
     impl, scan, gather, bag_pallas.dot, values, ids, x.astype(dtype)
@@ -250,9 +258,9 @@ def _rows(values, ids, dtype):
   return values.at[ids].get(mode='fill', fill_value=0).astype(dtype)
 
 
-def _tokens(values, ids):
-  """How many tokens 'gather' takes at a time."""
-  return max(1, _CHUNK // max(1, ids.shape[1] * values.shape[1]))
+def _tokens(values, ids, elements):
+  """Of how many tokens the rows have as many elements."""
+  return max(1, elements // max(1, ids.shape[1] * values.shape[1]))
 
 
 def _wide(values, weights):

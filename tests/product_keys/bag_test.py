@@ -170,6 +170,38 @@ class RowSparseTest(parameterized.TestCase):
       inside = ids[(ids >= 0) & (ids < n)]
       np.testing.assert_array_equal(used, np.unique(inside))
 
+  @parameterized.parameters((50,), (3000,))
+  def test_rows_that_are_read_again(self, n):
+    # 800 reads: more than are added at a time on CPU. Of 50 rows most are read
+    # again and again, of 3000 few.
+    _, ids, weights, x = case(t=40, r=20, n=n)
+    ids[5] = n
+
+    @jax.jit
+    def total(weights, x):
+      found = row_sparse.row_sparse_sum([(ids, weights, x)], n)
+      return found.dense(n), found.ids
+
+    expected = np.zeros((n + 1, 5))
+    np.add.at(expected, ids, weights[:, :, None] * x[:, None].astype(float))
+    dense, used = total(weights, x)
+    np.testing.assert_allclose(dense, expected[:-1], atol=1e-5)
+    present = np.unique(ids[ids < n])
+    np.testing.assert_array_equal(used[: len(present)], present)
+    self.assertTrue(bool((used[len(present) :] == n).all()))
+    # Linear in both, so that gradients of its gradients are known, too.
+    g = np.random.default_rng(1).standard_normal((n, 5)).astype(np.float32)
+    got = jax.grad(lambda *a: jnp.vdot(total(*a)[0], g), argnums=(0, 1))(
+      weights, x
+    )
+    rows = np.where((ids < n)[..., None], g[ids % n], 0)
+    np.testing.assert_allclose(
+      got[0], np.einsum('trd,td->tr', rows, x), atol=1e-5
+    )
+    np.testing.assert_allclose(
+      got[1], np.einsum('trd,tr->td', rows, weights), atol=2e-5
+    )
+
   def test_adds_to_arrays(self):
     gradient = row_sparse.RowSparse(jnp.array([1, 4]), jnp.ones((2, 3)))
     table = jnp.zeros((4, 3), jnp.bfloat16)
