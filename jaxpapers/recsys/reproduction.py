@@ -245,7 +245,10 @@ def reproduce_row(
       intervals[label] = significance.confidence_interval(
         result.per_user[metric][:, at], resamples=1000
       )
-  known = published_row(study, name) if study.comparable else {}
+  comparable = study.comparable and not (
+    study.own_features and methods.find(name).needs_features
+  )
+  known = published_row(study, name) if comparable else {}
   differences = {label: values[label] - known[label] for label in known}
   tolerance = tolerance_of(study, name, ties)
   row = Row(

@@ -67,6 +67,8 @@ class Study:
     notes: What differs from the paper, if anything.
     comparable: Whether numbers can be compared with the published ones.
     tolerance: How far they may be apart at least, because of the split.
+    own_features: Whether features are others than the paper's, so that rows of
+      content methods cannot be compared.
   """
 
   name: str
@@ -81,6 +83,7 @@ class Study:
   notes: str = ''
   comparable: bool = True
   tolerance: float = 0.0
+  own_features: bool = False
 
 
 def _leave_one_out(path: pathlib.Path) -> Data:
@@ -179,6 +182,8 @@ STUDIES: Mapping[str, Study] = {
       ('table_33', 'table_37'), 'ml1m_5star_spectralcf_split.npz', _own_split,
       (20, 40, 50, 60, 80, 100), 'recall', 50, 'SpectralCF',
       'Split by us as the paper describes: numbers agree up to the split.',
+      # TopPopular's recall at 20 is .1844 and .1936 on two such splits.
+      tolerance=0.02,
     ),
     *(
       Study(
@@ -187,6 +192,7 @@ STUDIES: Mapping[str, Study] = {
         _CTR, 'recall', 150, 'CVAE',
         ('With one interaction a user, ties decide. ' if p == 1 else '') +
         (_TAGS if letter == 'a' else ''),
+        own_features=letter == 'a',
       )
       for letter, p, table in (
         ('a', 1, 'table_15'), ('a', 10, 'table_16'),
