@@ -1,6 +1,7 @@
 """Gradients of a table that hold only the rows that were read."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ PERTURBATIONS = {'values': 'value_out', 'up': 'up_out', 'down': 'down_out'}
 Reads = Sequence[tuple[jax.Array, jax.Array, jax.Array]]
 # Reads that are added at a time on CPU: their part of the rows stays in cache.
 _READS = 256
+# Reads of a row that are added in one pass there, at most.
+_AT_ONCE = 8
 
 
 @jax.tree_util.register_dataclass
@@ -129,75 +132,95 @@ def _sum(reads, num_rows: int) -> tuple[jax.Array, jax.Array]:
       dtype, jnp.promote_types(coefficients.dtype, vectors.dtype)
     )
   reads = [(c.astype(dtype), v.astype(dtype)) for _, c, v in reads]
-  width = reads[0][1].shape[1]
-
-  def by_id(place, order, reads):
-    """First reads of all rows at once, then the others, a few at a time."""
-    counts = [vectors.shape[0] for _, vectors in reads]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    tokens = jnp.concatenate(
-      [
-        jnp.repeat(jnp.arange(start, start + count), c.shape[1])
-        for start, count, (c, _) in zip(starts, counts, reads)
-      ]
-    )[order]
-    coefficients = jnp.concatenate([c.reshape(-1) for c, _ in reads])[order]
-    vectors = jnp.concatenate([v for _, v in reads])
-    every = jnp.arange(place.size, dtype=jnp.int32)
-    # Threads share this, and with it what takes the time: that the system finds
-    # the pages of an array as large.
-    start = jnp.full((size,), place.size, jnp.int32)
-    start = start.at[jnp.where(first, place, size)].set(every, mode='drop')
-    scale = coefficients.at[start].get(mode='fill', fill_value=0)
-    row = vectors[tokens.at[start].get(mode='fill', fill_value=0)]
-    total = jnp.where(start[:, None] < place.size, scale[:, None] * row, 0)
-    # Places of the others in front.
-    other = ~first & (place < size)
-    spare = -place.size % _READS
-    others = jnp.full((place.size + spare,), place.size, jnp.int32)
-    where = jnp.where(
-      other, jnp.cumsum(other, dtype=jnp.int32) - 1, others.size
-    )
-    others = others.at[where].set(every, mode='drop', indices_are_sorted=True)
-
-    def add(total, some):
-      scale = coefficients.at[some].get(mode='fill', fill_value=0)
-      token = tokens.at[some].get(mode='fill', fill_value=0)
-      return total.at[place.at[some].get(mode='fill', fill_value=size)].add(
-        scale[:, None] * vectors[token], mode='drop', indices_are_sorted=True
-      )
-
-    return jax.lax.scan(
-      lambda total, some: (
-        jax.lax.cond(some[0] < place.size, add, lambda t, _: t, total, some),
-        None,
-      ),
-      total,
-      others.reshape(-1, _READS),
-    )[0]
-
-  def by_read(place, order, reads):
-    """The r-th read of all tokens at a time."""
-    place = jnp.zeros_like(place).at[order].set(place, unique_indices=True)
-    total, start = jnp.zeros((size, width), dtype), 0
-    for coefficients, vectors in reads:
-      some = place[start : start + coefficients.size]
-      start += coefficients.size
-
-      def add(total, read, vectors=vectors):
-        place, coefficient = read
-        part = coefficient[:, None] * vectors
-        return total.at[place].add(part, mode='drop'), None
-
-      total, _ = jax.lax.scan(
-        add, total, (some.reshape(coefficients.shape).T, coefficients.T)
-      )
-    return total
-
   total = jax.lax.platform_dependent(
-    place, order, reads, cpu=by_id, default=by_read
+    place,
+    order,
+    reads,
+    cpu=functools.partial(_add_by_id, size=size),
+    default=functools.partial(_add_by_read, size=size),
   )
   return unique, total
+
+
+def _add_by_id(place, order, reads, *, size):
+  """Sums of rows `[size, D]`, one row after the other, for CPUs.
+
+  Args:
+    place: Rows of the reads in ascending order, int32 `[reads]`; `size` for
+      those that are left out.
+    order: Which read each of them is, int32 `[reads]`.
+    reads: Pairs of coefficients `[T, R]` and vectors `[T, D]`.
+    size: Number of rows.
+
+  Returns:
+    `[size, D]`.
+  """
+  counts = [vectors.shape[0] for _, vectors in reads]
+  starts = [sum(counts[:i]) for i in range(len(counts))]
+  tokens = jnp.concatenate(
+    [
+      jnp.repeat(jnp.arange(start, start + count), c.shape[1])
+      for start, count, (c, _) in zip(starts, counts, reads)
+    ]
+  )[order]
+  coefficients = jnp.concatenate([c.reshape(-1) for c, _ in reads])[order]
+  vectors = jnp.concatenate([v for _, v in reads])
+
+  def terms(some):
+    """Coefficients times vectors; zero for reads that there are not."""
+    scale = coefficients.at[some].get(mode='fill', fill_value=0)
+    token = tokens.at[some].get(mode='fill', fill_value=vectors.shape[0])
+    return scale[:, None] * vectors.at[token].get(mode='fill', fill_value=0)
+
+  # The first reads of all rows at once, one more than rows have on average.
+  # Threads share this, and with it what takes most time: that the system finds
+  # pages for an array as large.
+  number = place.size
+  every = jnp.arange(number, dtype=jnp.int32)
+  start = jnp.full((size,), number, jnp.int32)
+  start = start.at[place].min(every, mode='drop', indices_are_sorted=True)
+  at_once = min(_AT_ONCE, 1 + number // size) if number > size else 1
+  total = 0
+  for read in (start + i for i in range(at_once)):
+    row = place.at[read].get(mode='fill', fill_value=size)
+    total += terms(jnp.where(row == jnp.arange(size), read, number))
+  # Then the others, which are brought to the front, some at a time.
+  since = every - start.at[place].get(mode='fill', fill_value=number)
+  other = since >= at_once
+  others = jnp.full((number + -number % _READS,), number, jnp.int32)
+  where = jnp.where(other, jnp.cumsum(other, dtype=jnp.int32) - 1, others.size)
+  others = others.at[where].set(every, mode='drop', indices_are_sorted=True)
+
+  def add(total, some):
+    row = place.at[some].get(mode='fill', fill_value=size)
+    options = {'mode': 'drop', 'indices_are_sorted': True}
+    return total.at[row].add(terms(some), **options)
+
+  def add_if_any(total, some):
+    there = some[0] < number
+    return jax.lax.cond(there, add, lambda total, _: total, total, some), None
+
+  return jax.lax.scan(add_if_any, total, others.reshape(-1, _READS))[0]
+
+
+def _add_by_read(place, order, reads, *, size):
+  """The same by the r-th read of all tokens at a time."""
+  place = jnp.zeros_like(place).at[order].set(place, unique_indices=True)
+  vectors = reads[0][1]
+  total, start = jnp.zeros((size, vectors.shape[1]), vectors.dtype), 0
+  for coefficients, vectors in reads:
+    some = place[start : start + coefficients.size]
+    start += coefficients.size
+
+    def add(total, read, vectors=vectors):
+      place, coefficient = read
+      part = coefficient[:, None] * vectors
+      return total.at[place].add(part, mode='drop'), None
+
+    total, _ = jax.lax.scan(
+      add, total, (some.reshape(coefficients.shape).T, coefficients.T)
+    )
+  return total
 
 
 def _sort_pairs(ids):
