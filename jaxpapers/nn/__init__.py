@@ -1,6 +1,6 @@
 """Layers that more than one paper uses."""
 
-from jaxpapers.nn.activations import gelu
+from jaxpapers.nn.activations import gelu, relu
 from jaxpapers.nn.attention import (
   choose_implementation,
   fused_attention,
@@ -15,6 +15,7 @@ from jaxpapers.nn.conv import (
 )
 from jaxpapers.nn.dropout import dropout
 from jaxpapers.nn.embeddings import Embedding
+from jaxpapers.nn.pooling import avg_pool, max_pool
 from jaxpapers.nn.squeeze_excite import SqueezeExcite, squeeze_excite
 from jaxpapers.nn.stochastic_depth import drop_path
 from jaxpapers.nn.transformer import (
@@ -33,9 +34,11 @@ __all__ = [
   'Conv',
   'DepthwiseConv',
   'SqueezeExcite',
+  'avg_pool',
   'depthwise_conv',
   'drop_path',
   'explicit_padding',
+  'max_pool',
   'squeeze_excite',
   'Embedding',
   'EncoderConfig',
@@ -49,6 +52,7 @@ __all__ = [
   'gelu',
   'make_position_ids',
   'plain_attention',
+  'relu',
   'stack_layers',
   'unstack_layers',
 ]

@@ -1,4 +1,4 @@
-"""GELU, exact and approximate."""
+"""GELU, exact and approximate; ReLU."""
 
 import functools
 import math
@@ -35,6 +35,34 @@ def _gelu_jvp(kind, primals, tangents):
   wide, cdf, slope = _parts(x, kind)
   derivative = (cdf + wide * slope).astype(x.dtype)
   return (wide * cdf).astype(x.dtype), tangent * derivative
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+  """max(x, 0), whose derivative is read off the result.
+
+  `jax.nn.relu` keeps its input for the backward pass, of which nothing else may
+  be in need; the result is what the next layer keeps anyway. The derivative at
+  0 is 0 in both.
+
+  Args:
+    x: Array of any shape, floating.
+
+  Returns:
+    Array like `x`.
+
+  Example:
+    >>> relu(jnp.array([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+  """
+  return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+  y = relu(*primals)
+  (tangent,) = tangents
+  return y, jnp.where(y > 0, tangent, jnp.zeros_like(tangent))
 
 
 def _parts(x, kind):

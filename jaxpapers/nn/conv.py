@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxpapers.nn import phases
 from jaxpapers.nn.varying import vary_alike
 
 IMPLEMENTATIONS = ('auto', 'lax', 'shift', 'shift_vjp')
@@ -198,77 +199,97 @@ _with_gradient.defvjp(_forward, _backward)
 
 
 def _shift_to_input(dy, kernel, strides, pads, shape):
-  """Gradient of the input: the flipped kernel over the dilated cotangent.
-
-  Pixels are taken apart by their position modulo the strides: of a dilated
-  cotangent most would be zero.
-  """
-  rows = _phases(shape[1], dy.shape[1], kernel.shape[0], strides[0], pads[0])
-  columns = _phases(shape[2], dy.shape[2], kernel.shape[1], strides[1], pads[1])
+  """Gradient of the input: the flipped kernel over the dilated cotangent."""
   wide = jnp.promote_types(dy.dtype, jnp.float32)
   weights = kernel.astype(wide)
-  lines = []
-  for row in rows:
-    parts = []
-    for column in columns:
-      padded = jax.lax.pad(
-        dy.astype(wide),
-        jnp.zeros((), wide),
-        ((0, 0, 0), (*row.pads, 0), (*column.pads, 0), (0, 0, 0)),
-      )
-      total = jnp.zeros((shape[0], row.size, column.size, shape[3]), wide)
-      for i, start_i in row.taps:
-        for j, start_j in column.taps:
-          seen = padded[
-            :, start_i : start_i + row.size, start_j : start_j + column.size
-          ]
-          total = total + seen * weights[i, j, 0]
-      parts.append(total.astype(dy.dtype))
-    lines.append(_interleave(parts, 2, shape[2]))
-  return _interleave(lines, 1, shape[1])
 
+  def part(row, column):
+    padded = jax.lax.pad(
+      dy.astype(wide),
+      jnp.zeros((), wide),
+      ((0, 0, 0), (*row.pads, 0), (*column.pads, 0), (0, 0, 0)),
+    )
+    total = jnp.zeros((shape[0], row.size, column.size, shape[3]), wide)
+    for i, start_i in row.taps:
+      for j, start_j in column.taps:
+        seen = padded[
+          :, start_i : start_i + row.size, start_j : start_j + column.size
+        ]
+        total = total + seen * weights[i, j, 0]
+    return total.astype(dy.dtype)
 
-class _Phase:
-  """Input positions p, p + stride ... along one axis, and their taps.
-
-  Attributes:
-    size: How many outputs per phase, the same for all.
-    pads: What is added to the cotangent before and after.
-    taps: Pairs of a tap of the kernel and where its slice starts.
-  """
-
-  def __init__(self, phase, size, outputs, kernel, stride, pad):
-    self.size = -(-size // stride)
-    # Input p + stride t meets output o by tap i if p + stride t + pad = stride
-    # o + i, so o = t + (p + pad - i) / stride.
-    offsets = [
-      (i, (phase + pad[0] - i) // stride)
-      for i in range(kernel)
-      if (phase + pad[0] - i) % stride == 0
-    ]
-    before = max([-offset for _, offset in offsets], default=0)
-    after = max([offset for _, offset in offsets], default=0)
-    before, after = max(before, 0), after + self.size - outputs
-    self.pads = before, after
-    self.taps = [(i, offset + before) for i, offset in offsets]
-
-
-def _phases(size, outputs, kernel, stride, pad):
-  return [_Phase(p, size, outputs, kernel, stride, pad) for p in range(stride)]
-
-
-def _interleave(parts, axis, size):
-  """The reverse of taking every stride-th slice along an axis."""
-  if len(parts) == 1:
-    return parts[0]
-  stacked = jnp.stack(parts, axis + 1)
-  shape = list(parts[0].shape)
-  shape[axis] *= len(parts)
-  joined = stacked.reshape(shape)
-  return jax.lax.slice_in_dim(joined, 0, size, axis=axis)
+  taps = kernel.shape[:2]
+  return phases.join(part, shape[1:3], dy.shape[1:3], taps, strides, pads)
 
 
 def _shift_to_kernel(x, dy, strides, pads, kernel):
+  """Gradient of the kernel."""
+  if strides == (1, 1):
+    return _blocks_to_kernel(x, dy, pads, kernel)
+  return _rows_to_kernel(x, dy, strides, pads, kernel)
+
+
+def _blocks_to_kernel(x, dy, pads, kernel):
+  """A few rows of an image at a time, which stay in the cache.
+
+  Rows are one axis of pixels and channels: a tap to the right is a slice that
+  starts later, and each tap adds up a whole row of the image, in loops over
+  neighbours in memory. The sum over the pixels of a row comes last.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  taps = kernel.shape[:2]
+  number, height, width, channels = dy.shape
+  # As many rows as the compiler makes fast loops of: not more than 8.
+  blocks = -(-height // 8)
+  rows = -(-height // blocks)
+  below = blocks * rows - height
+  (top, bottom), (left, right) = pads
+  padded = jax.lax.pad(
+    x.reshape(number, x.shape[1], -1),
+    jnp.zeros((), x.dtype),
+    (
+      (0, 0, 0),
+      (top, bottom + below, 0),
+      (left * channels, right * channels, 0),
+    ),
+  )
+  dy = dy.reshape(number, height, -1)
+  if below:
+    dy = jnp.pad(dy, ((0, 0), (0, below), (0, 0)))
+
+  def cut(index):
+    start = index // blocks, index % blocks * rows, 0
+    sizes = rows + taps[0] - 1, padded.shape[2]
+    return (
+      jax.lax.dynamic_slice(padded, start, (1, *sizes))[0].astype(wide),
+      jax.lax.dynamic_slice(dy, start, (1, rows, dy.shape[2]))[0].astype(wide),
+    )
+
+  def step(carry, index):
+    totals, (seen, seed) = carry
+    new = []
+    for tap, total in enumerate(totals):
+      i, j = divmod(tap, taps[1])
+      first = j * channels
+      for row in range(rows):
+        line = seen[i + row, first : first + width * channels]
+        total = total + line * seed[row]
+      new.append(total)
+    # The next slices are carried, and so are copied once: the compiler would
+    # take them anew for each tap otherwise, in slow loops.
+    return (tuple(new), cut(index + 1)), None
+
+  first = cut(0)
+  zero = jnp.zeros(width * channels, wide)
+  zero, _, _ = vary_alike(zero, *first)
+  totals, _ = jax.lax.scan(
+    step, ((zero,) * (taps[0] * taps[1]), first), jnp.arange(number * blocks)
+  )[0]
+  sums = [total.reshape(width, channels).sum(0) for total in totals]
+  return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _rows_to_kernel(x, dy, strides, pads, kernel):
   """Gradient of the kernel, output row by output row.
 
   A sum over whole images for each tap would read them again and again; the rows

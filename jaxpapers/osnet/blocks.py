@@ -6,6 +6,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 
+from jaxpapers import nn
 from jaxpapers.osnet.config import OSNetConfig
 from jaxpapers.osnet.layers import (
   AggregationGate,
@@ -90,7 +91,7 @@ class OSBlock(linen.Module):
     y = y + x.astype(y.dtype)
     if outside:
       y = self._instance_norm(y, 'instance_norm_outside')
-    return linen.relu(y)
+    return nn.relu(y)
 
   def _instance_norm(self, x, name):
     cfg = self.cfg

@@ -191,7 +191,7 @@ class ConvNorm(linen.Module):
       x = InstanceNorm2d(
         affine=cfg.affine, dtype=dtype, param_dtype=stored, name='norm'
       )(x)
-    return linen.relu(x) if self.relu else x
+    return nn.relu(x) if self.relu else x
 
 
 class LiteConv3x3(linen.Module):
@@ -225,7 +225,7 @@ class LiteConv3x3(linen.Module):
       x = nn.DepthwiseConv(3, impl=cfg.depthwise, name='depthwise', **kinds)(x)
     else:
       x = nn.Conv(self.features, 3, name='conv', **kinds)(x)
-    return linen.relu(batch_norm(cfg, x, train))
+    return nn.relu(batch_norm(cfg, x, train))
 
 
 class AggregationGate(linen.Module):
@@ -303,7 +303,7 @@ class AggregationGate(linen.Module):
         use_fast_variance=False,
         name='norm1',
       )(g)
-    g = linen.relu(g)
+    g = nn.relu(g)
     g = linen.Dense(self.num_gates or channels, name='fc2', **kinds)(g)
     if self.activation != 'linear':
       g = getattr(linen, self.activation)(g)

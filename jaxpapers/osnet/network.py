@@ -7,6 +7,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 
+from jaxpapers import nn
 from jaxpapers.osnet.blocks import OSBlock
 from jaxpapers.osnet.config import OSNetConfig
 from jaxpapers.osnet.layers import (
@@ -109,7 +110,7 @@ class OSNet(linen.Module):
       if s + 1 < len(stages):
         name = f'conv{s + 2}_transition'
         x = children.pass_on(name, ConvNorm(features, cfg, name=name), x)
-        x = linen.avg_pool(x, (2, 2), (2, 2))
+        x = nn.avg_pool(x, (2, 2))
     # A convolution behind the last stage, whatever their number.
     x = children.pass_on('conv5', ConvNorm(x.shape[-1], cfg, name='conv5'), x)
     feature_map = x
@@ -137,7 +138,7 @@ class OSNet(linen.Module):
     )
     x = children.pass_on('conv1', conv, x)
     if cfg.stem != 'cifar':
-      x = linen.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+      x = nn.max_pool(x, (3, 3), (2, 2), 'symmetric')
     return x
 
 
@@ -162,7 +163,7 @@ class FeatureLayer(linen.Module):
       param_dtype=jnp.dtype(self.cfg.param_dtype),
       name='linear',
     )(x)
-    return linen.relu(batch_norm(self.cfg, x, train))
+    return nn.relu(batch_norm(self.cfg, x, train))
 
 
 class Children:

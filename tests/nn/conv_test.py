@@ -75,6 +75,9 @@ class PaddingTest(parameterized.TestCase):
 class DepthwiseTest(parameterized.TestCase):
   @parameterized.parameters(
     (3, 1, (7, 8), 'SAME'),
+    # Two blocks of five rows, one of which is added; one block.
+    (3, 1, (9, 6), 'symmetric'),
+    (5, 1, (12, 5), 'VALID'),
     (3, 2, (7, 8), 'SAME'),
     (3, 2, (7, 8), 'symmetric'),
     (5, 2, (2, 1), 'SAME'),
@@ -118,13 +121,15 @@ class DepthwiseTest(parameterized.TestCase):
     for a, b in zip(found, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
-  @parameterized.parameters('auto', 'shift', 'shift_vjp', 'lax')
-  def test_vmap_over_kernels_and_gradients(self, impl):
+  @parameterized.product(
+    impl=('auto', 'shift', 'shift_vjp', 'lax'), stride=(1, 2)
+  )
+  def test_vmap_over_kernels_and_gradients(self, impl, stride):
     x = jnp.asarray(goldens.normal('x', (4, 2, 6, 6, 3)), jnp.float32)
     weights = jnp.asarray(goldens.normal('w', (4, 3, 3, 1, 3)), jnp.float32)
 
     def loss(w, x):
-      return (nn.depthwise_conv(x, w, 2, 'SAME', impl) ** 2).sum()
+      return (nn.depthwise_conv(x, w, stride, 'SAME', impl) ** 2).sum()
 
     found = jax.jit(jax.vmap(jax.grad(loss)))(weights, x)
     one = jax.jit(jax.grad(loss))
