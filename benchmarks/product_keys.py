@@ -26,8 +26,8 @@ What is measured:
 Gradients have 32 to 256 MiB. For such arrays the GNU C library asks the system
 for pages at each call, which takes longer than to fill them, or it finds a hole
 that earlier calls left: for one of both and not for the other, and not in the
-next run. So it is told to keep all memory that is freed, as other allocators do;
---nokeep_memory leaves it as it is.
+next run. So it is told to keep all memory that is freed, as other allocators
+do; --nokeep_memory leaves it as it is.
 
 The peer needs `pip install torch`; without it ours is measured alone.
 """
