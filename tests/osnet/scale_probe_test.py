@@ -87,20 +87,22 @@ class ProbeTest(parameterized.TestCase):
     self.assertGreater(abs(both.losses[0] - both.losses[1]).max(), 1e-4)
 
   @parameterized.parameters(
-    # Seed, least accuracies in percent, most accuracies, of lags 2 4 6 8.
-    ('T1', 0, (97, 0, 0, 0), (100, 55, 55, 55)),
-    ('T2', 0, (97, 75, 0, 0), (100, 100, 55, 55)),
-    ('T4', 0, (97, 97, 55, 0), (100, 100, 100, 100)),
-    ('T4', 1, (97, 97, 85, 0), (100, 100, 100, 100)),
-    ('equal', 0, (97, 0, 0, 0), (100, 55, 55, 55)),
-    ('single', 1, (97, 97, 85, 0), (100, 100, 100, 100)),
+    # Seed, steps, least and most accuracies in percent, of lags 2 4 6 8.
+    ('T1', 0, 500, (97, 0, 0, 0), (100, 55, 55, 55)),
+    ('T2', 0, 500, (97, 75, 0, 0), (100, 100, 55, 55)),
+    ('T4', 0, 1000, (97, 97, 85, 0), (100, 100, 100, 100)),
+    ('T4', 1, 1000, (97, 97, 85, 0), (100, 100, 100, 100)),
+    ('T4', 2, 1000, (97, 97, 85, 0), (100, 100, 100, 100)),
+    ('equal', 0, 500, (97, 0, 0, 0), (100, 55, 55, 55)),
+    ('single', 1, 500, (97, 97, 85, 0), (100, 100, 100, 100)),
   )
   @pytest.mark.nightly
-  def test_scales_that_a_block_sees(self, name, seed, least, most):
-    # Chance is 50 +- 1.1 % with 2000 images. In 500 steps T4 has 59, 88 and
-    # 63 % of lag 6 with seeds 0, 1 and 2: in reach, and not yet learned.
+  def test_scales_that_a_block_sees(self, name, seed, steps, least, most):
+    # Chance is 50 +- 1.1 % with 2000 images. T4 is in the middle of learning
+    # lag 6 after 500 steps, with torch's blocks too: 59, 88 and 63 % with seeds
+    # 0, 1 and 2; after 700 it was 90, 98 and 98 %.
     cfg = OSNetConfig(**scale_probe.VARIANTS[name])
-    result = scale_probe.run_probe(cfg, (seed,))
+    result = scale_probe.run_probe(cfg, (seed,), steps=steps)
     accuracy = 100 * np.asarray(result.accuracy[0])
     for lag, found, low, high in zip(
       scale_probe.LAGS, accuracy, least, most, strict=True
