@@ -164,6 +164,19 @@ class NearestTest(parameterized.TestCase):
       found, np.take_along_axis(dist, order, axis=1)
     )
 
+  @parameterized.parameters((61, 3), (100, 2), (100, 1), (17, 1), (9, 9))
+  def test_groups_find_what_sorting_finds(self, number, k):
+    # What GPUs and TPUs use. Few values, so many ties.
+    rng = np.random.default_rng(number)
+    dist = rng.integers(0, 4, (50, number)).astype(np.float32)
+    dist[dist == 3] = np.inf  # As of what was seen before.
+    found, index = retrieval.smallest(jnp.asarray(dist), k)
+    order = np.argsort(dist, axis=1, kind='stable')[:, :k]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(
+      found, np.take_along_axis(dist, order, axis=1)
+    )
+
   def test_reads_a_gallery_in_a_file(self):
     qf, gf = _features()
     folder = tempfile.TemporaryDirectory()
