@@ -64,6 +64,24 @@ class Interactions:
     """Items of one user, ascending."""
     return self.item[self.row_starts[user] : self.row_starts[user + 1]]
 
+  def pairs_of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All interactions of some users, as places of a matrix of them.
+
+    Args:
+      users: Whose, int `[b]`.
+
+    Returns:
+      Row, from 0 to b - 1, and item of each, int32 `[n]`.
+    """
+    users = np.asarray(users)
+    lengths = np.diff(self.row_starts)[users]
+    rows = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
+    ends = np.cumsum(lengths)
+    at = np.arange(len(rows)) + np.repeat(
+      self.row_starts[users] - (ends - lengths), lengths
+    )
+    return rows, self.item[at]
+
   def user_counts(self) -> np.ndarray:
     """Interactions of each user, int64 `[num_users]`."""
     return np.diff(self.row_starts).astype(np.int64)
@@ -117,7 +135,7 @@ class Interactions:
 
   def transpose(self) -> 'Interactions':
     """Items as users and users as items."""
-    order = np.lexsort((self.user, self.item))
+    order = self.by_item
     return Interactions(
       self.item[order],
       self.user[order],
@@ -125,6 +143,17 @@ class Interactions:
       (self.shape[1], self.shape[0]),
       None if self.time is None else self.time[order],
     )
+
+  @functools.cached_property
+  def by_item(self) -> np.ndarray:
+    """The order by item, then user: int `[n]`."""
+    from jaxpapers.recsys import optional
+
+    # Both are sorted by user: counting is enough.
+    places = optional.sparse().csr_array(
+      (np.arange(len(self)), self.item, self.row_starts), shape=self.shape
+    )
+    return places.tocsc().data
 
   def select(self, keep: np.ndarray) -> 'Interactions':
     """Those interactions where `keep`, bool `[n]`, is true."""
@@ -341,6 +370,20 @@ def union(first: Interactions, second: Interactions) -> Interactions:
 
 def overlap(first: Interactions, second: Interactions) -> np.ndarray:
   """Which interactions of `second` are in `first` too, bool `[n]`."""
+  from jaxpapers.recsys import optional
+
+  result = np.zeros(len(second), bool)
+  if first.shape == second.shape:
+    # Both are sorted: their rows are merged, not sorted again.
+    places, ones = (
+      optional.sparse().csr_array((values, x.item, x.row_starts), shape=x.shape)
+      for values, x in (
+        (np.arange(1, len(second) + 1), second),
+        (np.ones(len(first), np.int64), first),
+      )
+    )
+    result[places.multiply(ones).data - 1] = True
+    return result
   return np.isin(second.keys(), first.keys(), assume_unique=True)
 
 

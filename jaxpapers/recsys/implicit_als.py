@@ -10,10 +10,10 @@ import numpy as np
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import FactorModel
 
-# Numbers in one gathered block of factors: 64 MB in float32 on a device, what
-# fits into the cache of a core on the host.
-_BLOCK = 1 << 24
+# Numbers in one gathered block of factors: what fits into the cache of a core
+# on the host; on a device 256 MB, and as much for the systems of its rows.
 _HOST_BLOCK = 1 << 18
+_BLOCK = 1 << 26
 
 
 def ials(
@@ -97,24 +97,34 @@ def ials(
   if cold == 'zero':
     items[train.item_counts() == 0] = 0
   extra = extra.astype(np.float32)
-  by_user = _plan(train.row_starts, train.item, extra, factors)
   back = train.transpose()
-  order = np.lexsort((train.user, train.item))
-  by_item = _plan(back.row_starts, back.item, extra[order], factors)
+  sides = (
+    (train.row_starts, train.item, extra),
+    (back.row_starts, back.item, extra[train.by_item]),
+  )
   if jax.default_backend() == 'cpu':
-    return _host(train, items, by_user, by_item, reg, epochs, monitor)
+    plans = [_plan(*side, factors) for side in sides]
+    return _host(train, items, *plans, reg, epochs, monitor)
   with jax.enable_x64(dtype == np.float64):
-    users = jnp.zeros((train.num_users, factors), dtype)
-    items = jnp.asarray(items)
-    by_user, by_item = _put(by_user), _put(by_item)
+    # Both tables are as long as the longer one: one program for both.
+    most = max(train.shape)
+    users = jnp.zeros((most, factors), dtype)
+    items = jnp.zeros((most, factors), dtype).at[: train.num_items].set(items)
+    by_user, by_item = (_put(*side, factors, most) for side in sides)
     for epoch in range(1, epochs + 1):
       users = _half(users, items, by_user, reg)
       items = _half(items, users, by_item, reg)
       if monitor is not None and monitor(
-        epoch, FactorModel(np.asarray(users), np.asarray(items))
+        epoch, _device_model(train, users, items)
       ):
         break
-    return FactorModel(np.asarray(users), np.asarray(items))
+    return _device_model(train, users, items)
+
+
+def _device_model(train, users, items):
+  return FactorModel(
+    np.asarray(users[: train.num_users]), np.asarray(items[: train.num_items])
+  )
 
 
 def _plan(starts, others, extra, factors):
@@ -124,7 +134,6 @@ def _plan(starts, others, extra, factors):
     Tuples of rows `[b]`, their partners `[b, length]`, c - 1 and 1 for stored
     entries. Rows without entries are in none of them.
   """
-  block = _HOST_BLOCK if jax.default_backend() == 'cpu' else _BLOCK
   lengths = np.diff(starts)
   order = np.argsort(lengths, kind='stable')
   order = order[lengths[order] > 0]
@@ -133,7 +142,7 @@ def _plan(starts, others, extra, factors):
     # At most a quarter more than needed, few shapes to compile.
     size = _round(int(lengths[order[at]]))
     end = np.searchsorted(lengths[order], size, side='right')
-    most = max(block // (size * factors), 1)
+    most = max(_HOST_BLOCK // (size * factors), 1)
     for first in range(at, end, most):
       rows = order[first : min(first + most, end)]
       inside = np.arange(size) < lengths[rows, None]
@@ -184,14 +193,48 @@ def _round(length):
   return size
 
 
-def _put(plan):
-  return [tuple(jnp.asarray(x) for x in part) for part in plan]
+def _put(starts, others, extra, factors, fill):
+  """Entries of a device, and which rows are solved together.
+
+  Rows are as long as a power of four or shorter, so that there are few programs
+  to compile; only their starts are sent, and a block is padded where it is
+  used.
+
+  Returns:
+    Partners and c - 1 of all entries; and tuples of a size, rows `[b]`, padded
+    with `fill`, their starts and lengths.
+  """
+  lengths = np.diff(starts)
+  order = np.argsort(lengths, kind='stable').astype(np.int32)
+  order = order[lengths[order] > 0]
+  blocks, at = [], 0
+  while at < len(order):
+    size = 8
+    while size < lengths[order[at]]:
+      size *= 4
+    end = int(np.searchsorted(lengths[order], size, side='right'))
+    most = max(_BLOCK // (factors * max(size, factors)), 1)
+    most = min(most, 1 << (end - at - 1).bit_length())
+    for first in range(at, end, most):
+      rows = order[first : min(first + most, end)]
+      pad = (0, most - len(rows))
+      blocks.append(
+        (
+          size,
+          jnp.asarray(np.pad(rows, pad, constant_values=fill)),
+          jnp.asarray(np.pad(starts[rows], pad)),
+          jnp.asarray(np.pad(lengths[rows], pad)),
+        )
+      )
+    at = end
+  return jnp.asarray(others), jnp.asarray(extra), blocks
 
 
 def _half(own, others, plan, reg):
   gram = _gram(others, reg)
-  for part in plan:
-    own = _rows(own, others, gram, *part)
+  partners, extra, blocks = plan
+  for size, *rows in blocks:
+    own = _rows(own, others, gram, partners, extra, *rows, size)
   return own
 
 
@@ -201,9 +244,18 @@ def _gram(others, reg):
   return gram + reg * jnp.eye(others.shape[1], dtype=others.dtype)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _rows(own, others, gram, rows, partners, extra, stored):
-  return own.at[rows].set(solve_rows(others, gram, partners, extra, stored))
+@functools.partial(jax.jit, static_argnums=8, donate_argnums=0)
+def _rows(own, others, gram, partners, extra, rows, starts, lengths, size):
+  inside = jnp.arange(size) < lengths[:, None]
+  at = jnp.where(inside, starts[:, None] + jnp.arange(size), 0)
+  found = solve_rows(
+    others,
+    gram,
+    jnp.where(inside, partners[at], 0),
+    jnp.where(inside, extra[at], 0),
+    inside.astype(others.dtype),
+  )
+  return own.at[rows].set(found, mode='drop')
 
 
 def solve_rows(

@@ -1,5 +1,6 @@
 """EASE: the closed form of a linear item model."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxpapers.recsys import optional
 from jaxpapers.recsys.data import Interactions
-from jaxpapers.recsys.gram import symmetric_gram
+from jaxpapers.recsys.gram import device_gram, symmetric_gram
 from jaxpapers.recsys.models import ItemModel
 from jaxpapers.recsys.similarities import top_k_columns
 
@@ -47,7 +48,7 @@ def ease(
   double = n <= _DOUBLE
   _check_size(n, 16 if double else 8, max_bytes)
   if jax.default_backend() != 'cpu':
-    weights = np.asarray(_refined(device_gram(train), l2))
+    weights = np.asarray(_refined(device_gram(train.csr), l2))
   else:
     weights = _host_ease(train, l2, np.float64 if double else np.float32)
   if top_k is not None and top_k < n:
@@ -107,23 +108,6 @@ def dense_gram(train: Interactions) -> np.ndarray:
   return symmetric_gram(train.csr)
 
 
-def device_gram(train: Interactions, block: int | None = None) -> jax.Array:
-  """The same on a device, some users at a time.
-
-  Args:
-    train: Interactions.
-    block: Users at a time; None for blocks of some 256 MB.
-  """
-  n = train.num_items
-  block = block or max((1 << 26) // max(n, 1), 1)
-  gram = jnp.zeros((n, n))
-  for first in range(0, train.num_users, block):
-    users = np.arange(first, min(first + block, train.num_users))
-    x = jnp.asarray(train.to_dense(users))
-    gram += jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
-  return gram
-
-
 def ease_weights(gram: Any, l2: Any) -> jax.Array:
   """EASE out of a Gram matrix, under jit, vmap and grad.
 
@@ -151,7 +135,7 @@ def _weights_of_inverse(inverse):
   return jnp.where(eye, 0, weights)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def _refined(gram, l2):
   """The same in float32, with one step of Newton against rounding."""
   high = jax.lax.Precision.HIGHEST

@@ -257,6 +257,22 @@ def is_sparse(matrix: Any) -> bool:
   return hasattr(matrix, 'tocsr')
 
 
+def put_model(model: Any) -> Any:
+  """A model with its dense matrices on the accelerator, if there is one.
+
+  Otherwise each block of users would send them again.
+  """
+  if jax.default_backend() == 'cpu':
+    return model
+  if isinstance(model, ItemModel) and not is_sparse(model.weights):
+    return model.replace(weights=jnp.asarray(model.weights))
+  return (
+    jax.tree.map(jnp.asarray, model)
+    if (isinstance(model, FactorModel))
+    else model
+  )
+
+
 def item_model_of_factors(items: Any) -> ItemModel:
   """PureSVD's other form, for users whom a model does not know: W = V V'.
 

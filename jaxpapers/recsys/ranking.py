@@ -1,16 +1,16 @@
 """From scores to ranked lists and ranks, with an explicit rule for ties."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys import numpy_ties
+from jaxpapers.recsys import numpy_ties, selection
 from jaxpapers.recsys.data import Interactions
-from jaxpapers.recsys.models import score
+from jaxpapers.recsys.models import put_model, score
 
 TIES = ('index', 'expected', 'optimistic', 'pessimistic')
 # Of lists: also the order of the study's program, which no rank is known of.
@@ -187,23 +187,26 @@ def _top_k(scores, k):
 @functools.partial(jax.jit, static_argnames=('k', 'ties'))
 def top_items_device(
   scores: Any, seen: Any, k: int, ties: str = 'index'
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`top_items` on a device, leaving out what is seen.
 
   Args:
     scores: float `[b, n]`.
-    seen: Items to leave out, int `[b, length]`, padded with n.
+    seen: Rows and items to leave out, each int `[length]`, padded with rows b.
     k: How many.
     ties: See `rank_full`.
+
+  Returns:
+    Items, scores, and the number of users with a score that is NaN.
   """
-  rows = jnp.arange(scores.shape[0])[:, None]
-  scores = scores.at[rows, seen].set(-jnp.inf, mode='drop')
+  bad = jnp.isnan(scores).any(-1).sum()
+  scores = scores.at[seen].set(-jnp.inf, mode='drop')
   if ties == 'reverse':
     scores = scores[:, ::-1]
-  values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
+  values, items = selection.top_k(scores, min(k, scores.shape[1]))
   if ties == 'reverse':
     items = scores.shape[1] - 1 - items
-  return jnp.where(values == -jnp.inf, -1, items), values
+  return jnp.where(values == -jnp.inf, -1, items), values, bad
 
 
 def rank_full(
@@ -249,12 +252,20 @@ def rank_full(
     )
   items = np.full((len(users), k), -1, np.int32)
   values = np.full((len(users), k), -np.inf, np.float32)
+  waiting: list[Any] = []
+
+  def store(part, found):
+    items[part], values[part], bad = (np.asarray(x) for x in found)
+    _check_scores(int(bad))
+
   for part, scores in score_blocks(
     score_fn, train, users, exclude_seen, ignore_items, block, ties == 'numpy'
   ):
     if isinstance(scores, tuple):
-      found = top_items_device(*scores, k=k, ties=ties)
-      items[part], values[part] = (np.asarray(x) for x in found)
+      # The host takes one block while the device makes the next.
+      waiting.append((part, top_items_device(*scores, k=k, ties=ties)))
+      if len(waiting) > 1:
+        store(*waiting.pop(0))
     else:
       if ties == 'reverse':
         scores = np.ascontiguousarray(scores[:, ::-1])
@@ -263,6 +274,8 @@ def rank_full(
       if ties == 'reverse':
         found = np.where(found >= 0, train.num_items - 1 - found, -1)
       items[part] = found
+  for part, found in waiting:
+    store(part, found)
   return Lists(users, items, values)
 
 
@@ -279,11 +292,10 @@ def score_blocks(
 
   Yields:
     The place of the block in `users`; and scores float32 `[b, n]` or, on an
-    accelerator, a pair of scores and padded items to exclude.
+    accelerator, a pair of scores and what `top_items_device` takes as seen.
   """
   function = as_function(score_fn, train)
-  block = block or block_size(train.num_items)
-  counts = train.user_counts()
+  block = block or block_size(train.num_items, host)
   ignore = np.asarray(ignore_items, int)
   for first in range(0, len(users), block):
     part = slice(first, first + block)
@@ -296,14 +308,11 @@ def score_blocks(
       )
     on_device = isinstance(scores, jax.Array) and not host
     if on_device and jax.default_backend() != 'cpu':
-      _check_scores(int(jnp.isnan(scores).any(-1).sum()))
-      seen = train.to_padded(some, int(counts.max(initial=1)))[0]
-      if not exclude_seen:
-        seen = np.full_like(seen, train.num_items)
+      given = [train.pairs_of(some)] if exclude_seen else []
       if len(ignore):
-        more = np.broadcast_to(ignore, (len(some), len(ignore)))
-        seen = np.concatenate([seen, more], 1)
-      yield part, (scores, jnp.asarray(seen))
+        rows = np.repeat(np.arange(len(some)), len(ignore))
+        given.append((rows, np.tile(ignore, len(some))))
+      yield part, (scores, pad_pairs(given, len(some)))
       continue
     scores = np.array(scores, np.float32)
     # A sum is NaN if one score is: cheaper than looking at each.
@@ -311,13 +320,7 @@ def score_blocks(
     if bad.any():
       _check_scores(int(np.isnan(scores[bad]).any(axis=1).sum()))
     if exclude_seen:
-      lengths = counts[some]
-      rows = np.repeat(np.arange(len(some)), lengths)
-      inside = np.arange(len(rows)) - np.repeat(
-        np.cumsum(lengths) - lengths, lengths
-      )
-      at = np.repeat(train.row_starts[some], lengths) + inside
-      scores[rows, train.item[at]] = -np.inf
+      scores[train.pairs_of(some)] = -np.inf
     if len(ignore):
       scores[:, ignore] = -np.inf
     yield part, scores
@@ -331,9 +334,34 @@ def _check_scores(bad):
     )
 
 
-def block_size(num_items: int) -> int:
-  """Users whose scores take some 30 MB."""
-  return int(np.clip((1 << 23) // max(num_items, 1), 16, 4096))
+def pad_pairs(
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]], fill: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and columns one after the other, of one of few lengths.
+
+  Args:
+    pairs: Rows and columns.
+    fill: Row that stands for nothing.
+
+  Returns:
+    Rows and columns, int32, as long as a power of two.
+  """
+  rows, columns = (
+    np.concatenate([np.zeros(0, np.int32), *part]).astype(np.int32)
+    for part in (zip(*pairs, strict=True) if pairs else ((), ()))
+  )
+  space = (1 << max(len(rows) - 1, 0).bit_length()) - len(rows)
+  return (
+    np.pad(rows, (0, space), constant_values=fill),
+    np.pad(columns, (0, space)),
+  )
+
+
+def block_size(num_items: int, host: bool = True) -> int:
+  """Users whose scores take some 30 MB, or 256 MB on an accelerator."""
+  wide = not host and jax.default_backend() != 'cpu'
+  numbers = 1 << 26 if wide else 1 << 23
+  return int(np.clip(numbers // max(num_items, 1), 16, 16384 if wide else 4096))
 
 
 def as_function(
@@ -342,4 +370,5 @@ def as_function(
   """A function of users, of a model or of such a function."""
   if callable(score_fn):
     return score_fn
+  score_fn = put_model(score_fn)
   return lambda users: score(score_fn, train, users)

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpapers.recsys.data import Interactions
-from jaxpapers.recsys.gram import BLOCK, symmetric_gram
+from jaxpapers.recsys.gram import BLOCK, device_gram, symmetric_gram
+from jaxpapers.recsys.selection import top_k as select_top_k
 
 KINDS = (
   'cosine',
@@ -42,7 +43,7 @@ _SETS = ('jaccard', 'dice', 'tversky')
 # Items up to which all products are kept on the host: 256 MB.
 _WHOLE = 8192
 _EPS = 1e-6
-# Largest matrix of interactions that is laid out densely on an accelerator.
+# Largest matrix that is laid out densely on an accelerator.
 DENSE_BYTES = 16e9
 
 
@@ -401,8 +402,9 @@ def similarity_top_k(
 ) -> Any:
   """The k nearest neighbours of every column, on what is fastest here.
 
-  On the CPU blocks of a sparse product, on an accelerator dense blocks; a
-  matrix that is too large for its memory stays on the host.
+  On the CPU blocks of a sparse product; on an accelerator the products of all
+  columns, made of blocks of rows, and similarities a block at a time. Where all
+  products are too many for its memory they stay on the host.
 
   Args:
     x: `Interactions` or a scipy sparse matrix, `[rows, n]`.
@@ -419,9 +421,9 @@ def similarity_top_k(
   device = (
     jax.default_backend() != 'cpu'
     and kind not in ('pearson', 'adjusted')
-    and 4 * x.shape[0] * n <= DENSE_BYTES
+    and 4 * n * n <= DENSE_BYTES
   )
-  if not device or k is None or options.get('row_weights') is not None:
+  if not device or k is None:
     # Several passes over a block have to fit into the cache of a core.
     return sparse_top_k(
       similarity_blocks(x, kind, block=min(block, BLOCK), **options), k, n
@@ -430,63 +432,59 @@ def similarity_top_k(
 
 
 def _device_top_k(x, kind, k, block, options):
-  """Dense blocks on an accelerator; only neighbours come back."""
+  """Products and similarities on an accelerator; only neighbours come back."""
   from jaxpapers.recsys import optional
 
   x = prepare_sparse(x.csr if isinstance(x, Interactions) else x, kind)
   n = x.shape[1]
   average_row = options.pop('average_row', False)
   num_rows = x.shape[0] if average_row else 1
-  dense = jnp.asarray(x.toarray())
-  norms = jnp.sum(dense * dense, axis=0)
-  static = {
-    key: options.pop(key)
+  squares = np.bincount(x.indices, x.data.astype(np.float64) ** 2, minlength=n)
+  norms = jnp.asarray(squares, jnp.float32)
+  gram = device_gram(x, options.pop('row_weights', None))
+  static = tuple(
+    (key, options.pop(key))
     for key in ('normalize', 'euclidean')
     if key in options
-  }
-  values, indices = [], []
-  for first in range(0, n, block):
-    first = min(first, max(n - block, 0))
-    found = _device_block(
-      dense,
-      norms,
-      first,
-      min(block, n),
-      kind,
-      k,
-      num_rows,
-      tuple(static.items()),
-      options,
-    )
-    values.append(np.asarray(found[0]))
-    indices.append(np.asarray(found[1]))
-  if len(values) > 1:  # The last block overlaps the one before.
-    extra = n % block
-    if extra:
-      values[-1], indices[-1] = values[-1][-extra:], indices[-1][-extra:]
-  value, row = np.concatenate(values), np.concatenate(indices)
-  column = np.repeat(np.arange(n), k)
-  keep = (value != 0).ravel()
-  return (
-    optional.sparse()
-    .coo_array(
-      (value.ravel()[keep], (row.ravel()[keep], column[keep])), shape=(n, n)
-    )
-    .tocsc()
   )
+  block = min(block, n)
+  found = []
+  for first in range(0, n, block):
+    # The last block overlaps the one before: one shape, one program.
+    found.append(
+      _device_block(
+        gram, norms, min(first, n - block), block, kind, k, num_rows, static,
+        options,
+      )
+    )  # fmt: skip
+  values, rows = (
+    np.concatenate([np.asarray(part) for part in parts])
+    for parts in zip(*found, strict=True)
+  )
+  extra = len(values) - n
+  if extra:
+    at = n // block * block
+    values, rows = (
+      np.delete(a, np.s_[at : at + extra], 0) for a in (values, rows)
+    )
+  keep = values != 0
+  starts = np.concatenate([[0], np.cumsum(keep.sum(1))])
+  weights = optional.sparse().csc_array(
+    (values[keep], rows[keep], starts), shape=(n, n)
+  )
+  weights.sort_indices()
+  return weights
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
 def _device_block(
-  dense, norms, first, block, kind, k, num_rows, static, options
+  gram, norms, first, block, kind, k, num_rows, static, options
 ):
-  columns = jax.lax.dynamic_slice_in_dim(dense, first, block, axis=1)
-  gram = jnp.matmul(
-    columns.T, dense, precision=jax.lax.Precision.HIGHEST
-  )  # [targets, neighbours]
+  # Rows of the products are targets here: they are symmetric.
+  products = jax.lax.dynamic_slice_in_dim(gram, first, block)
   target = jax.lax.dynamic_slice_in_dim(norms, first, block)[:, None]
   weights = from_gram(
-    gram,
+    products,
     norms[None, :],
     target,
     kind,
@@ -495,5 +493,5 @@ def _device_block(
     **dict(static),
     **options,
   )
-  own = first + jnp.arange(block)[:, None] == jnp.arange(dense.shape[1])
-  return jax.lax.top_k(jnp.where(own, 0, weights), k)
+  own = first + jnp.arange(block)[:, None] == jnp.arange(gram.shape[0])
+  return select_top_k(jnp.where(own, 0, weights), k)

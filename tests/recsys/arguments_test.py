@@ -44,9 +44,9 @@ class ArgumentsTest(absltest.TestCase):
     np.testing.assert_array_equal(
       lists['index'].scores, lists['reverse'].scores
     )
-    seen = train.to_padded()[0]
+    seen = ranking.pad_pairs([train.pairs_of(users)], 2)
     for ties, expected in lists.items():
-      items, _ = ranking.top_items_device(scores, seen, 4, ties=ties)
+      items, *_ = ranking.top_items_device(scores, seen, 4, ties=ties)
       np.testing.assert_array_equal(items, expected.items)
     with self.assertRaisesRegex(ValueError, 'ties is'):
       recsys.rank_full(lambda u: scores[u], train, users, 4, ties='expected')

@@ -19,6 +19,7 @@ from jaxpapers.recsys import (
   slim,
   slim_sweeps,
 )
+from jaxpapers.recsys import gram as gram_lib
 from tests.helpers import goldens
 
 _GOLDEN = goldens.load_npz('recsys', 'linear_small.npz')
@@ -62,8 +63,19 @@ class EaseTest(parameterized.TestCase):
       next(recsys.ease_path(x, [1.0], max_bytes=100))
 
   def test_gram_in_blocks_of_users(self):
-    gram = linear.device_gram(recsys.from_dense(_R), block=7)
-    np.testing.assert_allclose(gram, _R.T @ _R, rtol=1e-6)
+    x = recsys.from_dense(_R)
+    # Ratings are exact in bfloat16, and their sums in float32.
+    np.testing.assert_array_equal(
+      gram_lib.device_gram(x.csr, block=7), linear.dense_gram(x)
+    )
+    weights = np.linspace(0.1, 3, 30, dtype=np.float32)
+    for values, rows in ((_R / 3, None), (_R, weights)):
+      x = recsys.from_dense(values)
+      np.testing.assert_allclose(
+        gram_lib.device_gram(x.csr, rows, block=7),
+        gram_lib.symmetric_gram(x.csr, rows),
+        rtol=1e-6,
+      )
 
 
 class SlimTest(parameterized.TestCase):
@@ -225,15 +237,17 @@ class FactorsTest(parameterized.TestCase):
 
   def test_ials_on_a_device_equals_the_host(self):
     x = recsys.from_dense(_R)
-    host = recsys.ials(3, x, factors=4, epochs=1)
-    items = 4**-0.5 * np.random.RandomState(3).random_sample((40, 4))
-    items[x.item_counts() == 0] = 0
-    items = jnp.asarray(items, jnp.float32)
-    plan = implicit_als._plan(x.row_starts, x.item, x.value, 4)
-    users = implicit_als._half(
-      jnp.zeros((30, 4)), items, implicit_als._put(plan), 1e-3
-    )
-    np.testing.assert_allclose(users, host.users, rtol=2e-3, atol=2e-4)
+    host = recsys.ials(3, x, factors=4, epochs=2)
+    with (
+      mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
+      mock.patch.object(implicit_als, '_BLOCK', 128),
+    ):
+      device = recsys.ials(3, x, factors=4, epochs=2)
+    # Systems of rank-deficient rows, with a penalty of 1e-3, in float32.
+    for name in ('users', 'items'):
+      np.testing.assert_allclose(
+        getattr(device, name), getattr(host, name), rtol=2e-3, atol=2e-4
+      )
 
   def test_cold_items_are_zero(self):
     model = recsys.ials(

@@ -1,0 +1,115 @@
+"""Tests that what runs on an accelerator gives the numbers of the host.
+
+Here they run on the CPU: only the question where one is is answered otherwise.
+"""
+
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxpapers import recsys
+from jaxpapers.recsys import selection, similarities
+
+
+def _data(seed=0, shape=(60, 90), density=0.2):
+  rng = np.random.default_rng(seed)
+  stars = rng.integers(1, 11, shape) / 2
+  return recsys.from_dense(stars * (rng.random(shape) < density))
+
+
+def _accelerator():
+  return mock.patch.object(jax, 'default_backend', lambda: 'gpu')
+
+
+class SelectionTest(parameterized.TestCase):
+  @parameterized.parameters('floats', 'ties', 'infinite', 'zeros')
+  def test_is_top_k(self, kind):
+    x = np.random.default_rng(0).standard_normal((7, 300)).astype(np.float32)
+    if kind == 'ties':
+      x = np.round(x)
+    elif kind == 'infinite':
+      x[:, ::3] = -np.inf
+      x[0] = -np.inf
+      x[1, 5] = np.inf
+    elif kind == 'zeros':
+      x = np.where(x > 0, np.float32(0), np.float32(-0.0))
+      # Whatever their signs, zeros are equal.
+      values, columns = selection.select_top_k(x, 40)
+      np.testing.assert_array_equal(values, np.zeros((7, 40)))
+      np.testing.assert_array_equal(columns, [np.arange(40)] * 7)
+      return
+    values, columns = selection.select_top_k(x, 40)
+    order = np.argsort(-x, axis=1, kind='stable')[:, :40]
+    np.testing.assert_array_equal(columns, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+
+  def test_where_it_is_used(self):
+    x = np.zeros((2, 4096), np.float32)
+    with mock.patch.object(selection, 'select_top_k') as used:
+      selection.top_k(x, 100)
+      used.assert_not_called()
+      with _accelerator():
+        selection.top_k(x, 100)
+        used.assert_called_once()
+        selection.top_k(x, 5)
+        used.assert_called_once()
+
+
+class AcceleratorTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('cosine', {'shrink': 3.0}),
+    ('asymmetric', {'alpha': 0.3}),
+    ('tversky', {'tversky': (0.5, 2.0)}),
+    ('euclidean', {'average_row': True}),
+    ('cosine', {'row_weights': np.linspace(0.2, 2, 60)}),
+  )
+  def test_neighbours(self, kind, options):
+    x = _data()
+    host = similarities.similarity_top_k(x, kind, k=7, block=32, **options)
+    with _accelerator():
+      # 90 columns: the last of three blocks overlaps the second.
+      found = similarities.similarity_top_k(x, kind, k=7, block=32, **options)
+    np.testing.assert_allclose(found.toarray(), host.toarray(), rtol=2e-5)
+
+  def test_ease(self):
+    x = _data()
+    host = recsys.ease(x, 20.0)
+    with _accelerator():
+      found = recsys.ease(x, 20.0)
+    np.testing.assert_allclose(found.weights, host.weights, atol=2e-6)
+
+  def test_evaluation(self):
+    train, test = recsys.split_user_fraction(0, _data())
+    rng = np.random.default_rng(1)
+    factors = recsys.FactorModel(
+      rng.standard_normal((60, 5), np.float32),
+      rng.standard_normal((90, 5), np.float32),
+      item_bias=rng.standard_normal(90, np.float32),
+    )
+    for model in (factors, recsys.ease(train), recsys.item_knn(train)):
+      options = {'ignore_items': [3, 50], 'block': 16}
+      host = recsys.evaluate_model(model, train, test, (3, 20), **options)
+      with _accelerator():
+        found = recsys.evaluate_model(model, train, test, (3, 20), **options)
+      self.assertEqual(found.report, host.report)
+      np.testing.assert_array_equal(found.lists.items, host.lists.items)
+      for name in host.per_user:
+        np.testing.assert_allclose(
+          found.per_user[name], host.per_user[name], rtol=1e-12
+        )
+      for name in host.beyond:
+        np.testing.assert_allclose(found.beyond[name], host.beyond[name])
+
+  def test_scores_that_are_no_numbers(self):
+    train, test = recsys.split_user_fraction(0, _data())
+    model = recsys.FactorModel(
+      np.full((60, 2), np.nan, np.float32), np.ones((90, 2), np.float32)
+    )
+    with _accelerator(), self.assertRaisesRegex(ValueError, 'NaN for 60 users'):
+      recsys.evaluate_model(model, train, test)
+
+
+if __name__ == '__main__':
+  absltest.main()
