@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxpapers.training import shared_studies
+
 FAILED = 'failed'
 _POINT = 'point'
 # Seconds that a machine waits for another one to write down what it runs.
@@ -104,8 +106,8 @@ def run_sweep(
     raise ValueError('points is empty; expected one point or more.')
   given: dict[str, Any] = {}
   study = optuna.create_study(
-    storage=_storage(storage),
-    sampler=_given_sampler(optuna, given),
+    storage=shared_studies.open_storage(storage),
+    sampler=shared_studies.given_sampler(given),
     study_name=name,
     direction='maximize',
     load_if_exists=True,
@@ -362,34 +364,6 @@ def _describe(point: Mapping[str, Any]) -> dict[str, Any]:
     name: value if isinstance(value, plain) else str(value)
     for name, value in point.items()
   }
-
-
-def _given_sampler(optuna: Any, given: Mapping[str, Any]) -> Any:
-  """A sampler of optuna that takes the values it is given."""
-
-  class Given(optuna.samplers.BaseSampler):
-    def infer_relative_search_space(self, study, trial):
-      return {}
-
-    def sample_relative(self, study, trial, search_space):
-      return {}
-
-    def sample_independent(self, study, trial, param_name, distribution):
-      return given[param_name]
-
-  return Given()
-
-
-def _storage(storage: str | None) -> Any:
-  if storage is None or '://' in storage:
-    return storage
-  from optuna.storages import JournalStorage
-  from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-  # A lock that network file systems have, too.
-  return JournalStorage(
-    JournalFileBackend(storage, lock_obj=JournalFileOpenLock(storage))
-  )
 
 
 def _optuna() -> Any:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxpapers.training.shared_studies import is_dead, this_process
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -243,45 +245,6 @@ class FolderHistory:
         except FileNotFoundError:
           pass
     return voided
-
-
-def this_process() -> dict[str, Any]:
-  """What tells this process from all others, for `is_dead`."""
-  pid = os.getpid()
-  return {'host': socket.gethostname(), 'pid': pid, 'started': _started(pid)}
-
-
-def is_dead(owner: Mapping[str, Any] | None) -> bool:
-  """Whether a process of this machine has ended.
-
-  Args:
-    owner: What `this_process` said in it.
-
-  Returns:
-    False for other machines, of which nothing is known here.
-  """
-  if owner is None or owner['host'] != socket.gethostname():
-    return False
-  try:
-    os.kill(owner['pid'], 0)
-  except ProcessLookupError:
-    return True
-  except PermissionError:  # It is somebody else's.
-    pass
-  # Its number may have been given to another process; in a container that is
-  # started again, programs often have the numbers they had before.
-  started = owner.get('started')
-  return started is not None and started != _started(owner['pid'])
-
-
-def _started(pid: int) -> str | None:
-  """When a process began, as Linux counts; None where it cannot be asked."""
-  try:
-    content = pathlib.Path(f'/proc/{pid}/stat').read_bytes()
-  except OSError:
-    return None
-  # Behind the program's name, in parentheses, in which there may be anything.
-  return content.rpartition(b')')[2].split()[19].decode()
 
 
 def check_settings(before: Any, now: Any, where: Any) -> None:

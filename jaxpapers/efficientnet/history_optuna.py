@@ -1,16 +1,11 @@
 """The record of a search in a storage of optuna, which workers share."""
 
 import json
-import pathlib
 from typing import Any
 
-from jaxpapers.efficientnet.history import (
-  Trial,
-  check_settings,
-  is_dead,
-  this_process,
-)
+from jaxpapers.efficientnet.history import Trial, check_settings
 from jaxpapers.efficientnet.search_space import DIMENSIONS, OPTIONS
+from jaxpapers.training import shared_studies
 
 
 class OptunaHistory:
@@ -64,9 +59,9 @@ class OptunaHistory:
     """
     optuna = self._optuna
     self._study = optuna.create_study(
-      storage=_storage(self._storage),
+      storage=shared_studies.open_storage(self._storage),
       study_name=self._name,
-      sampler=_given_sampler(optuna, self._given),
+      sampler=shared_studies.given_sampler(self._given),
       directions=['maximize', 'minimize'],
       load_if_exists=True,
     )
@@ -77,18 +72,7 @@ class OptunaHistory:
     known = json.loads(self._study.user_attrs['settings'])
     where = f'the study {self._name!r} in {self._storage}'
     check_settings(known, json.loads(text), where)
-    self._void_claims(self._retry)
-
-  def _void_claims(self, everybody):
-    """Fails trials of workers that died; how many."""
-    states, voided = self._optuna.trial.TrialState, 0
-    for trial in self._study.get_trials(
-      deepcopy=False, states=(states.RUNNING,)
-    ):
-      if everybody or is_dead(trial.user_attrs.get('owner')):
-        self._study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
-        voided += 1
-    return voided
+    shared_studies.void_dead(self._study, self._retry, _values)
 
   def claim(self, budget):
     """A number that nobody else gets.
@@ -102,11 +86,10 @@ class OptunaHistory:
     while True:
       if not self._left(budget):
         # Somebody may have died in the meantime.
-        if self._void_claims(False):
+        if shared_studies.void_dead(self._study, values=_values):
           continue
         return None
-      trial = self._study.ask()
-      trial.set_user_attr('owner', this_process())
+      trial = shared_studies.ask(self._study)
       left = self._left(budget, trial.number)
       if not left:
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
@@ -156,30 +139,9 @@ class OptunaHistory:
     return list(self._trials.values())
 
 
-def _given_sampler(optuna: Any, given: dict[str, Any]) -> Any:
-  """A sampler of optuna that takes the values it is given."""
-
-  class Given(optuna.samplers.BaseSampler):
-    def infer_relative_search_space(self, study, trial):
-      return {}
-
-    def sample_relative(self, study, trial, search_space):
-      return {}
-
-    def sample_independent(self, study, trial, param_name, distribution):
-      return given[param_name]
-
-  return Given()
-
-
-def _storage(storage: str) -> Any:
-  if '://' in storage:
-    return storage
-  from optuna.storages import JournalStorage
-  from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-  path = pathlib.Path(storage).expanduser()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # A lock that network file systems have, too.
-  lock = JournalFileOpenLock(str(path))
-  return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+def _values(trial: Any) -> tuple[float, float] | None:
+  """Objectives of a trial whose worker died before it told the study."""
+  row = json.loads(trial.user_attrs.get('trial', 'null'))
+  if row is None or row['accuracy'] is None:
+    return None
+  return row['accuracy'], float(row['macs'])

@@ -8,9 +8,6 @@ it was at.
 
 import dataclasses
 import math
-import os
-import socket
-import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,10 +17,9 @@ import jax
 from jaxpapers.recsys import evaluation, methods, optional
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.early_stopping import EarlyStopping
+from jaxpapers.training import shared_studies
 
-_SLOT, _WORKER, _STATUS = 'slot', 'worker', 'status'
-# In containers the next process often has the number of the one before.
-_TOKEN = uuid.uuid4().hex
+_SLOT, _STATUS, _VALUE = 'slot', 'status', 'value'
 # What a configuration may fail with, and the search goes on.
 FAILURES = (
   ValueError,
@@ -141,7 +137,7 @@ def run_search(
   if not space:
     n_trials = 1  # Nothing to choose.
   study = optuna.create_study(
-    storage=_storage(storage),
+    storage=shared_studies.open_storage(storage),
     study_name=name,
     direction='maximize',
     load_if_exists=True,
@@ -155,12 +151,15 @@ def run_search(
       ' name or storage.'
     )
   state = optuna.trial.TrialState
-  _free(study, state, retry)
+  shared_studies.void_dead(study, retry, _value_of)
   while True:
     if not _slots_left(study, state, n_trials):
+      if shared_studies.void_dead(
+        study, values=_value_of
+      ):  # Somebody died in the meantime.
+        continue
       break
-    trial = study.ask()
-    trial.set_user_attr(_WORKER, _me())
+    trial = shared_studies.ask(study)
     # Numbers are given out once: this is a slot of its own, unless there is a
     # hole before it, which a dead worker left. Holes come first, so that a
     # search that was killed goes the way of one that was not.
@@ -215,6 +214,8 @@ def _run(objective, study, trial, slot, parameters, state, say):
   trial.set_user_attr('parameters', parameters)
   trial.set_user_attr('results', results)
   trial.set_user_attr('error', error)
+  if not error:
+    trial.set_user_attr(_VALUE, value)
   trial.set_user_attr(_STATUS, 'failed' if error else 'ok')
   if error:
     study.tell(trial, state=state.FAIL)
@@ -236,7 +237,9 @@ def read_search(
   """
   optuna = _optuna()
   try:
-    study = optuna.load_study(study_name=name, storage=_storage(storage))
+    study = optuna.load_study(
+      study_name=name, storage=shared_studies.open_storage(storage)
+    )
   except KeyError:
     raise ValueError(f'{storage} has no study {name!r}.') from None
   return _read(study, n_trials)
@@ -259,6 +262,12 @@ def _read(study, n_trials):
       ),
     )
   return [found[slot] for slot in sorted(found)]
+
+
+def _value_of(trial):
+  """What a trial came to whose worker died before it told the study."""
+  finished = _STATUS in trial.user_attrs
+  return trial.user_attrs.get(_VALUE) if finished else None
 
 
 def _slots_left(study, state, n_trials, ignore=None):
@@ -285,48 +294,8 @@ def _taken(study, state, number, slot):
   )
 
 
-def _free(study, state, retry):
-  """Gives up trials whose worker is dead."""
-  for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-    worker = trial.user_attrs.get(_WORKER)
-    if retry or (worker is not None and _dead(worker)):
-      study.tell(trial.number, state=state.FAIL)
-
-
-def _me():
-  return [socket.gethostname(), os.getpid(), _TOKEN]
-
-
-def _dead(worker):
-  host, pid, *token = worker
-  if host != socket.gethostname():
-    return False
-  if pid == os.getpid():
-    return token != [_TOKEN]
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return True
-  except PermissionError:
-    return False
-  return False
-
-
 def _short(value):
   return f'{value:.4g}' if isinstance(value, float) else value
-
-
-def _storage(storage):
-  if storage is None or '://' in storage:
-    return storage
-  from optuna.storages import JournalStorage
-  from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-  path = storage.removeprefix('journal:')
-  # A lock that network file systems have, too.
-  return JournalStorage(
-    JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
-  )
 
 
 def _optuna() -> Any:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jaxpapers.efficientnet.search_space import (
   generator,
   layer_macs,
 )
+from jaxpapers.training import shared_studies
 from tests.helpers import goldens, scripts
 
 
@@ -329,6 +331,29 @@ class RecordsTest(parameterized.TestCase):
     )
     whole = nas.regularized_evolution(evaluate, 60, 5, population=8, sample=4)
     np.testing.assert_array_equal(tokens_of(resumed), tokens_of(whole))
+
+  def test_goes_on_from_every_moment_at_which_it_was_killed(self):
+    # The third of five trials; a line of the journal is one step.
+    folder, evaluate = temporary(), nas.SyntheticBenchmark()
+    search = functools.partial(
+      nas.regularized_evolution, evaluate, 5, 7, population=2, sample=2
+    )
+    gone = shared_studies.this_process() | {'started': 'long ago'}
+    with mock.patch.object(shared_studies, 'this_process', lambda: gone):
+      whole = search(history=nas.OptunaHistory(str(folder / 'whole')))
+    lines = (folder / 'whole').read_text().splitlines(keepends=True)
+    begins = [i for i, line in enumerate(lines) if '"owner"' in line]
+    self.assertLen(begins, 5)
+    steps = range(begins[2] - 2, begins[3] + 1)
+    self.assertGreater(len(steps), 40)
+    # Parameters of the trial, all but the first and the last, are alike.
+    for n in [*steps[:7], *steps[-6:]]:
+      place = folder / str(n)
+      place.write_text(''.join(lines[:n]))
+      resumed = search(history=nas.OptunaHistory(str(place)))
+      np.testing.assert_array_equal(
+        tokens_of(resumed), tokens_of(whole), f'after {n} lines'
+      )
 
   def test_another_process_of_the_same_number(self):
     # As in a container that was started again.

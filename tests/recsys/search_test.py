@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
+import optuna
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
 from jaxpapers.recsys import reproduction, search, studies
+from jaxpapers.training import shared_studies
 from tests.helpers import data, scripts
 
 _WORKER = """
@@ -198,12 +201,27 @@ class SearchTest(parameterized.TestCase):
     result = objective({'factors': 3, 'alpha': 1.0, 'reg': 1e-2})
     self.assertEqual(result['epochs'], 3)
 
-  def test_which_workers_are_dead(self):
-    mine = search._me()
-    self.assertFalse(search._dead(mine))
-    self.assertFalse(search._dead(['another host', *mine[1:]]))
-    # A process before this one, with its number.
-    self.assertTrue(search._dead([*mine[:2], 'token']))
+  def test_goes_on_from_every_moment_at_which_it_was_killed(self):
+    def objective(parameters):
+      return parameters['x'] - parameters['k'] / 10
+
+    distributions = optuna.distributions
+    space = {
+      'x': distributions.FloatDistribution(0, 1),
+      'k': distributions.IntDistribution(1, 5),
+    }
+    place = pathlib.Path(tempfile.mkdtemp())
+    whole = place / 'whole'
+    gone = shared_studies.this_process() | {'started': 'long ago'}
+    with mock.patch.object(shared_studies, 'this_process', lambda: gone):
+      expected = search.run_search(objective, space, 3, 2, str(whole))
+    lines = whole.read_text().splitlines(keepends=True)
+    self.assertGreater(len(lines), 20)
+    for n in range(len(lines)):
+      journal = place / f'{n}'
+      journal.write_text(''.join(lines[:n]))
+      found = search.run_search(objective, space, 3, 2, str(journal))
+      self.assertEqual(found, expected, n)
 
 
 class StudyTest(parameterized.TestCase):
