@@ -141,12 +141,16 @@ class Calls:
     memory = {
       'nchw': torch.contiguous_format,
       'channels_last': torch.channels_last,
+      'compiled': torch.channels_last,
     }[layout]
     self._torch = torch
     self._half = torch.bfloat16 if dtype == 'bfloat16' else None
     self._device = device
     module = load(network(cfg, num_classes), state).to(device)
     self.module = module.to(memory_format=memory)
+    self._run = self.module
+    if layout == 'compiled':
+      self._run = torch.compile(self.module)
     x = torch.tensor(x).permute(0, 3, 1, 2).to(device)
     self.x = x.contiguous(memory_format=memory)
     self._labels = torch.tensor(labels, dtype=torch.long, device=device)
@@ -167,7 +171,7 @@ class Calls:
     """Features of a batch."""
     self.module.eval()
     with self._torch.inference_mode(), self._cast():
-      features, _ = self.module(self.x)
+      features, _ = self._run(self.x)
     self._wait()
     return features.float().cpu().numpy()
 
@@ -176,9 +180,42 @@ class Calls:
     self.module.train()
     self._optimizer.zero_grad()
     with self._cast():
-      _, logits = self.module(self.x)
+      _, logits = self._run(self.x)
       loss = self._loss(logits, self._labels)
     loss.backward()
     self._optimizer.step()
     self._wait()
     return float(loss.detach())
+
+  def forward_call(self):
+    """`forward`, with the memory that it took."""
+    return _Measured(self.forward, self._device)
+
+  def step_call(self):
+    """`step`, likewise."""
+    return _Measured(self.step, self._device)
+
+
+class _Measured:
+  """A call.
+
+  Attributes:
+    mebibytes: What the last call took of a GPU beyond what was there before;
+      None on other devices.
+  """
+
+  def __init__(self, call, device):
+    self._call = call
+    self._on_gpu = device == 'cuda'
+    self.mebibytes = None
+
+  def __call__(self):
+    import torch
+
+    if not self._on_gpu:
+      return self._call()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = self._call()
+    self.mebibytes = (torch.cuda.max_memory_allocated() - before) >> 20
+    return out

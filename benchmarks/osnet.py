@@ -15,13 +15,18 @@ What is measured:
   rank: CMC and mAP of 3,368 queries against 15,913 images.
   rerank: k-reciprocal re-ranking against the formulas in NumPy.
   large: ranking at the size of MSMT17, and the memory of it.
+  depthwise: the depthwise convolutions of the network alone, with gradients.
   search: the closest of a million images for each query.
 
 `--dtype=bfloat16` computes in half precision (torch: autocast). On a GPU both
-run there.
+run there, with cuDNN's search for the fastest convolutions on, and
+`compiled` can be put to `--peers`. What is measured is printed as it comes.
 """
 
 import dataclasses
+import json
+import sys
+import time
 
 import _side_by_side
 from absl import app, flags
@@ -31,6 +36,14 @@ _PARTS = flags.DEFINE_list(
 )
 _MODELS = flags.DEFINE_list('models', ['osnet_x1_0'], 'Networks.')
 _BATCHES = flags.DEFINE_list('batches', ['8'], 'Images of a batch.')
+_TRAIN_BATCHES = flags.DEFINE_list(
+  'train_batches', [], 'Of training; those of --batches by default.'
+)
+_PEERS = flags.DEFINE_list(
+  'peers',
+  ['nchw', 'channels_last'],
+  "torch's layouts; or compiled: by torch.compile, in channels_last.",
+)
 _SIZE = flags.DEFINE_list('size', ['256', '128'], 'Height and width.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Alternations.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum(
@@ -69,6 +82,8 @@ def _peers(cfg, variables, x, labels):
   import jax
   import torch
 
+  torch.backends.cudnn.benchmark = True
+
   from jaxpapers import osnet
 
   _side_by_side.use_threads()
@@ -85,7 +100,7 @@ def _peers(cfg, variables, x, labels):
       _DTYPE.value,
       'cuda' if on_gpu else 'cpu',
     )
-    for layout in ('nchw', 'channels_last')
+    for layout in _PEERS.value
   }
 
 
@@ -97,12 +112,23 @@ def _row(model, batch, calls, ours):
     'size': _SIZE.value,
     'dtype': _DTYPE.value,
   }
-  row |= _side_by_side.summary(wall, cpu, ours, 'torch_nchw')
-  if 'torch_channels_last' in wall:
-    both = _side_by_side.summary(wall, cpu, ours, 'torch_channels_last')
-    name = f'{ours}_over_torch_channels_last'
-    row[name] = both[name]
+  for layout in _PEERS.value:
+    row |= _side_by_side.summary(wall, cpu, ours, f'torch_{layout}')
+  row['images_per_second'] = {
+    name: float(f'{1e3 * batch / milliseconds:.4g}')
+    for name, milliseconds in row['wall_milliseconds_median'].items()
+  }
+  row['mebibytes'] = {
+    name: call.mebibytes
+    for name, call in calls.items()
+    if getattr(call, 'mebibytes', None)
+  }
   return row, first
+
+
+def _show(row):
+  print(json.dumps(row), file=sys.stderr, flush=True)
+  return row
 
 
 def _forward():
@@ -119,12 +145,12 @@ def _forward():
       calls = {}
       for impl in _IMPLEMENTATIONS.value:
         own = dataclasses.replace(cfg, depthwise=impl)
-        calls[f'ours_{impl}'] = _features(own, variables, x_there)
+        calls[f'ours_{impl}'] = _Features(own, variables, x_there)
       folded = osnet.fold_batch_norm(variables)
       own = dataclasses.replace(cfg, folded=True)
-      calls['ours_folded'] = _features(own, folded, x_there)
+      calls['ours_folded'] = _Features(own, folded, x_there)
       for name, peer in _peers(cfg, variables, x, labels).items():
-        calls[name] = peer.forward
+        calls[name] = peer.forward_call()
       ours = f'ours_{_IMPLEMENTATIONS.value[0]}'
       row, first = _row(model, batch, calls, ours)
       scale = float(np.abs(first[ours]).max())
@@ -133,21 +159,43 @@ def _forward():
         for name, value in first.items()
         if name != ours
       }
-      seconds = row['wall_milliseconds_median'][ours] / 1e3
-      row['images_per_second'] = float(f'{batch / seconds:.4g}')
-      rows.append(row)
+      rows.append(_show(row))
   return rows
 
 
-def _features(cfg, variables, x):
-  import jax
-  import numpy as np
+class _Features:
+  """Features of a batch by our network.
 
-  from jaxpapers import osnet
+  Attributes:
+    mebibytes: What the program needs beside its arguments.
+  """
 
-  net = osnet.OSNet(cfg, _CLASSES)
-  apply = jax.jit(lambda variables, x: net.apply(variables, x).features)
-  return lambda: np.asarray(apply(variables, x))
+  def __init__(self, cfg, variables, x):
+    import jax
+
+    from jaxpapers import osnet
+
+    net = osnet.OSNet(cfg, _CLASSES)
+
+    def apply(variables, x):
+      return net.apply(variables, x).features
+
+    self._arguments = jax.device_put(variables), x
+    self._apply, self.mebibytes = _compiled(jax.jit(apply), *self._arguments)
+
+  def __call__(self):
+    import numpy as np
+
+    return np.asarray(self._apply(*self._arguments), np.float32)
+
+
+def _compiled(function, *arguments):
+  """The program, and the mebibytes of its temporary arrays."""
+  start = time.perf_counter()
+  program = function.lower(*arguments).compile()
+  print(f'compiled in {time.perf_counter() - start:.1f} s', file=sys.stderr)
+  memory = program.memory_analysis()
+  return program, memory and memory.temp_size_in_bytes >> 20
 
 
 def _train():
@@ -155,7 +203,7 @@ def _train():
 
   rows = []
   for model in _MODELS.value:
-    for batch in map(int, _BATCHES.value):
+    for batch in map(int, _TRAIN_BATCHES.value or _BATCHES.value):
       cfg, variables, x, labels = _setting(model, batch)
       x_there = jax.device_put(x)
       calls = {}
@@ -163,18 +211,20 @@ def _train():
         own = dataclasses.replace(cfg, depthwise=impl)
         calls[f'ours_{impl}'] = _Step(own, variables, x_there, labels)
       for name, peer in _peers(cfg, variables, x, labels).items():
-        calls[name] = peer.step
+        calls[name] = peer.step_call()
       ours = f'ours_{_IMPLEMENTATIONS.value[0]}'
       row, first = _row(model, batch, calls, ours)
       row['first_loss'] = first
-      seconds = row['wall_milliseconds_median'][ours] / 1e3
-      row['images_per_second'] = float(f'{batch / seconds:.4g}')
-      rows.append(row)
+      rows.append(_show(row))
   return rows
 
 
 class _Step:
-  """Steps of our training, one at each call."""
+  """Steps of our training, one at each call.
+
+  Attributes:
+    mebibytes: What the program needs beside its arguments.
+  """
 
   def __init__(self, cfg, variables, x, labels):
     import jax
@@ -205,11 +255,66 @@ class _Step:
       params = optax.apply_updates(variables['params'], updates)
       return ({'params': params, **new}, state), value
 
-    self._step = jax.jit(step, donate_argnums=0)
+    self._step, self.mebibytes = _compiled(
+      jax.jit(step, donate_argnums=0), self._state, *self._batch
+    )
 
   def __call__(self):
-    self._state, value = self._step(self._state, *self._batch)
+    import jax
+
+    out = self._step(self._state, *self._batch)
+    self._state, value = jax.block_until_ready(out)
     return float(value)
+
+
+def _depthwise():
+  import jax
+  import jax.numpy as jnp
+
+  from jaxpapers.nn import conv
+
+  batch = int(_BATCHES.value[0])
+  rows = []
+  for shape in ((64, 32, 64), (32, 16, 96), (16, 8, 128)):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (batch, *shape), _DTYPE.value)
+    kernel = jax.random.normal(keys[1], (3, 3, 1, shape[-1]), _DTYPE.value)
+    dy = jax.random.normal(keys[2], x.shape, _DTYPE.value)
+    calls = {}
+    for impl in _IMPLEMENTATIONS.value:
+
+      def forward(x, kernel, impl=impl):
+        return conv.depthwise_conv(x, kernel, 1, 'symmetric', impl)
+
+      def both(x, kernel, dy, forward=forward):
+        return jax.vjp(forward, x, kernel)[1](dy)
+
+      calls[f'{impl}_forward'] = _ten(jax.jit(forward), x, kernel)
+      calls[f'{impl}_gradients'] = _ten(jax.jit(both), x, kernel, dy)
+    wall, cpu, _ = _side_by_side.alternate(calls, _REPEATS.value)
+    found = _side_by_side.summary(wall, cpu, '', '')
+    del x, kernel, dy
+    rows.append(
+      _show(
+        {
+          'shape': [batch, *shape],
+          'dtype': jnp.dtype(_DTYPE.value).name,
+          'milliseconds_of_ten': found['wall_milliseconds_median'],
+        }
+      )
+    )
+  return rows
+
+
+def _ten(function, *arguments):
+  """Ten calls without waiting in between, so that starting them is hidden."""
+  import jax
+
+  def call():
+    out = [function(*arguments) for _ in range(10)]
+    jax.block_until_ready(out)
+
+  return call
 
 
 def _rank():
@@ -247,6 +352,7 @@ def main(argv):
       'rank': _rank,
       'rerank': _rerank,
       'large': _large,
+      'depthwise': _depthwise,
       'search': _search,
     },
   )
