@@ -29,6 +29,8 @@ $JAXPAPERS_DATA/recsys, or made data of that size):
               vmapped program against a loop over a compiled one
   scale       the same similarity and evaluation on made data of --users and
               --items, with the peak of memory
+  accelerator evaluation, iALS, similarity and EASE at the size of --size, with
+              the peak of memory; beside torch with --torch
 
 Peers are left out where they are not installed.
 """
@@ -44,6 +46,8 @@ import statistics
 import sys
 import time
 
+import _recsys_accelerator
+import _recsys_vae
 import numpy as np
 from absl import app, flags
 
@@ -55,6 +59,13 @@ _PARTS = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Calls of each program.')
 _USERS = flags.DEFINE_integer('users', 50_000, 'Of the part scale.')
 _ITEMS = flags.DEFINE_integer('items', 10_000, 'Of the part scale.')
+_SIZE = flags.DEFINE_enum(
+  'size', 'ml20m', ['ml20m', 'netflix', 'tiny'], 'Of the part accelerator.'
+)
+_WITH = flags.DEFINE_list(
+  'accelerate', ['evaluate', 'ials', 'similarity', 'ease'], 'What it measures.'
+)
+_TORCH = flags.DEFINE_bool('torch', False, 'Of the part accelerator.')
 _MEDIAN = flags.DEFINE_integer('median_profile', 70, 'Of the part scale.')
 
 
@@ -271,81 +282,9 @@ def _elastic_nets(x, items, settings):
     matrix.data[part] = stored
 
 
-def _mult_vae(train):
-  import jax
-  import jax.numpy as jnp
-  import optax
-
-  from jaxpapers.recsys import autoencoders, sampling
-
-  batch, n = 250, train.num_items
-  module = autoencoders.MultVAE(n)
-  tx = optax.adam(1e-3)
-  users = np.flatnonzero(train.user_counts())
-  csr = sampling.Csr(
-    *map(jnp.asarray, (train.row_starts, train.item, train.value)),
-    jnp.asarray(users, dtype=jnp.int32),
-  )
-  params = autoencoders._init(module, jax.random.key(0))
-  state = params, tx.init(params), jnp.zeros((), jnp.int32)
-  width = int(train.user_counts().max())
-  epoch = autoencoders.make_epoch(
-    module, tx, lambda count: 0.1, 0.0, batch, width
-  )
-  key = jax.random.key(1)
-  dense = train.to_dense(users)
-
-  @jax.jit
-  def step(params, moments, x, key):
-    loss, gradients = jax.value_and_grad(
-      lambda p: autoencoders.profile_loss(module, p, x, beta=0.1, key=key)
-    )(params)
-    updates, moments = tx.update(gradients, moments, params)
-    return optax.apply_updates(params, updates), moments, loss
-
-  def steps():
-    p, moments, _ = state
-    for first in range(0, len(users) - batch + 1, batch):
-      p, moments, loss = step(p, moments, dense[first : first + batch], key)
-    jax.block_until_ready(p)
-
-  programs = {
-    'ours': lambda: jax.block_until_ready(epoch(key, csr, state)),
-    'ours, a step at a time': steps,
-  }
-  if _installed('torch'):
-    programs['torch'] = _torch_vae(dense, batch)
-  return {'users': len(users), **_measure(programs, _REPEATS.value)}
-
-
-def _torch_vae(dense, batch):
-  """The same network and optimizer in torch."""
-  import torch
-  from torch.nn import functional
-
-  torch.set_num_threads(_threads())
-  n = dense.shape[1]
-  layers = torch.nn.ModuleList(
-    torch.nn.Linear(*sizes)
-    for sizes in ((n, 600), (600, 400), (200, 600), (600, n))
-  )
-  optimizer = torch.optim.Adam(layers.parameters(), 1e-3)
-  x = torch.from_numpy(dense)
-
-  def epoch():
-    for first in range(0, len(x), batch):
-      part = x[first : first + batch]
-      h = functional.dropout(functional.normalize(part), 0.5)
-      mean, log_variance = layers[1](torch.tanh(layers[0](h))).chunk(2, 1)
-      z = mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
-      logits = layers[3](torch.tanh(layers[2](z)))
-      loss = -(functional.log_softmax(logits, 1) * part).sum(1)
-      kl = (log_variance.exp() + mean**2 - 1 - log_variance).sum(1) / 2
-      optimizer.zero_grad()
-      (loss + 0.1 * kl).mean().backward()
-      optimizer.step()
-
-  return epoch
+def _measured_vae(train):
+  programs, users = _recsys_vae.programs(train, _threads())
+  return {'users': users, **_measure(programs, _REPEATS.value)}
 
 
 def _evaluate(train, test):
@@ -468,9 +407,15 @@ def main(argv):
     ('ials', lambda: _ials(train)),
     ('evaluate', lambda: _evaluate(train, test)),
     ('slim', _slim),
-    ('mult_vae', lambda: _mult_vae(train)),
+    ('mult_vae', lambda: _measured_vae(train)),
     ('sweep', _sweep),
     ('scale', _scale),
+    (
+      'accelerator',
+      lambda: _recsys_accelerator.measure(
+        _SIZE.value, _WITH.value, _TORCH.value
+      ),
+    ),
   ):
     if name in wanted:
       results[name] = part()
