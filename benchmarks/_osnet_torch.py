@@ -5,15 +5,15 @@ compute the same.
 """
 
 
-def network(cfg, num_classes):
-  """OSNet of a config with batch norms and shared gates.
+def modules(cfg):
+  """The parts of the network.
 
   Args:
-    cfg: An `OSNetConfig` without instance norms.
-    num_classes: Outputs of the classifier.
+    cfg: An `OSNetConfig` of four streams, with batch norms and shared gates.
 
   Returns:
-    A torch module: images [B, 3, H, W] -> features, logits.
+    `conv(inputs, outputs, kernel, stride, relu)`, with its batch norm; the
+    class of blocks, `Block(inputs, outputs)`.
   """
   import torch
   from torch import nn
@@ -44,7 +44,7 @@ def network(cfg, num_classes):
   class Gate(nn.Module):
     def __init__(self, channels):
       super().__init__()
-      hidden = channels // cfg.gate_reduction
+      hidden = max(channels // cfg.gate_reduction, 1)
       self.fc1 = nn.Conv2d(channels, hidden, 1)
       self.fc2 = nn.Conv2d(hidden, channels, 1)
 
@@ -76,6 +76,23 @@ def network(cfg, num_classes):
       if self.downsample is not None:
         x = self.downsample(x)
       return torch.relu(y + x)
+
+  return conv, Block
+
+
+def network(cfg, num_classes):
+  """OSNet of a config with batch norms and shared gates.
+
+  Args:
+    cfg: An `OSNetConfig` without instance norms.
+    num_classes: Outputs of the classifier.
+
+  Returns:
+    A torch module: images [B, 3, H, W] -> features, logits.
+  """
+  from torch import nn
+
+  conv, Block = modules(cfg)
 
   class Network(nn.Module):
     def __init__(self):
