@@ -5,7 +5,7 @@ see `_side_by_side.py`. Ratios are ours over the peer's.
 
   python benchmarks/product_keys.py                 # CPU, several minutes
   python benchmarks/product_keys.py --parts=layer --n_keys=128 --tokens=256
-  python benchmarks/product_keys.py --parts=accelerator    # with a GPU or a TPU
+  python benchmarks/product_keys.py --parts=bag,update,model  # a GPU or TPU
 
 What is measured:
   layer: a layer of n^2 slots (width 512, 4 heads, 32 reads, queries of 256 with
@@ -20,8 +20,12 @@ What is measured:
     queries of 128, 128 tokens; and the sum of 128 rows of 128 of tables of N.
   memory: temporaries that the compiler counts for the sum of rows and its
     gradients at 1024 tokens, 128 reads of 262,144 rows of 512.
-  accelerator: sums of rows and their gradients as a share of the bandwidth of a
-    copy, bfloat16, 262,144 and 1,048,576 rows of 1024.
+  bag: with a GPU or a TPU: sums of rows and their gradients as a share of the
+    bandwidth of a copy, bfloat16, 262,144 and 1,048,576 rows of 1024, beside
+    torch's where it sees the GPU.
+  update: with a GPU or a TPU: a training step of a layer of that size.
+  model: with a GPU or a TPU: words per second of the paper's 12 layers of width
+    1024 with a memory of 512 x 512 slots, without it, and of 24 layers.
 
 Gradients have 32 to 256 MiB. For such arrays the GNU C library asks the system
 for pages at each call, which takes longer than to fill them, or it finds a hole
@@ -36,9 +40,9 @@ import ctypes
 import functools
 import gc
 import json
-import statistics
 import sys
 
+import _product_keys_accelerator
 import _product_keys_torch
 import _side_by_side
 from absl import app, flags
@@ -355,54 +359,36 @@ def _temporaries():
   return result
 
 
-def _accelerator():
+def _tiny():
+  """Whether to try the parts for accelerators on a processor, in small."""
   import jax
-  import jax.numpy as jnp
 
-  from jaxpapers import product_keys as pk
+  return jax.default_backend() == 'cpu'
 
-  device = jax.devices()[0]
-  if device.platform == 'cpu':
-    return {'skipped': 'JAX sees no accelerator'}
-  width, reads, tokens = 1024, 128, 8192
-  dtype = jnp.bfloat16
-  keys = jax.random.split(jax.random.key(0), 4)
-  big = jnp.zeros((2**28,), jnp.float32)
-  copy = jax.jit(lambda x: x + 1)
-  result = {'device': device.device_kind}
-  wall, _, _ = _side_by_side.alternate(
-    {'copy': _blocking(copy, big)}, _REPEATS.value
+
+def _bag():
+  sizes, tokens = ((64,), 16) if _tiny() else ((512, 1024), 8192)
+  return _product_keys_accelerator.bag(sizes, tokens, _REPEATS.value)
+
+
+def _update():
+  sizes, tokens = ((64,), 16) if _tiny() else ((512, 1024), 8192)
+  return _product_keys_accelerator.update(sizes, tokens, _REPEATS.value)
+
+
+def _model():
+  layers = (
+    (12, '', ''),
+    (12, '5', 'gather'),
+    (12, '5', 'pallas'),
+    (24, '', ''),
   )
-  speed = 2 * big.nbytes / (1e-3 * min(wall['copy']))
-  result['copy_gigabytes_per_second'] = round(speed / 1e9)
-  del big
-  for n in (512, 1024):
-    table = jax.random.normal(keys[0], (n * n, width), dtype)
-    ids = jax.random.randint(keys[1], (tokens, reads), 0, n * n)
-    weights = jax.nn.softmax(jax.random.normal(keys[2], (tokens, reads)))
-    g = jax.random.normal(keys[3], (tokens, width))
-    moved = tokens * reads * width * dtype.dtype.itemsize
-
-    def gradient(table, ids, weights, g):
-      return jax.vjp(lambda w: pk.embedding_bag(table, ids, w), weights)[1](g)
-
-    calls = {
-      'forward': _blocking(jax.jit(pk.embedding_bag), table, ids, weights),
-      'gradient_of_weights': _blocking(
-        jax.jit(gradient), table, ids, weights, g
-      ),
-    }
-    wall, _, _ = _side_by_side.alternate(calls, 20)
-    result[f'n{n}'] = {
-      name: {
-        'milliseconds_median': round(statistics.median(times), 3),
-        'share_of_copy': round(
-          moved / (1e-3 * statistics.median(times)) / speed, 3
-        ),
-      }
-      for name, times in wall.items()
-    }
-  return result
+  if _tiny():
+    layers = ((2, '', ''), (2, '1', 'gather'))
+  batch = 1 if _tiny() else 32
+  return _product_keys_accelerator.model(
+    layers, batch, _REPEATS.value, small=_tiny()
+  )
 
 
 def _keep_memory():
@@ -426,7 +412,9 @@ def main(argv):
     'ffn': _ffn,
     'search': _search,
     'memory': _temporaries,
-    'accelerator': _accelerator,
+    'bag': _bag,
+    'update': _update,
+    'model': _model,
   }
   _side_by_side.report(_PARTS.value, parts)
 
