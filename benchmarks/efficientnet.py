@@ -16,6 +16,10 @@ What is measured:
     also those of timm, in NCHW and in channels_last.
   training: a step with labels smoothed, RMSProp, statistics of the batch; timm
     in channels_last, without its optimizer's own overhead: the same rule.
+
+On a GPU the peer runs there too, in channels_last: --dtype=bfloat16 is autocast
+for it, and --compile has it compiled as well. share_of_peak counts two
+operations for each of macs_per_image, in training three times as many.
 """
 
 import json
@@ -41,6 +45,7 @@ _DTYPE = flags.DEFINE_string(
   'dtype', '', 'Type of the computation: empty for float32, or bfloat16.'
 )
 _REMAT = flags.DEFINE_bool('remat', False, 'Compute blocks again in training.')
+_COMPILE = flags.DEFINE_bool('compile', False, 'Measure torch.compile, too.')
 _PEER = flags.DEFINE_string('peer_python', '', 'Python with torch and timm.')
 
 # Height, channels, kernel, stride.
@@ -55,43 +60,67 @@ _SHAPES = (
 )
 
 _PEER_CODE = r"""
-import json, sys, time
+import contextlib, json, sys, time
 import torch
 import timm
 o = json.loads(sys.argv[1])
 torch.manual_seed(0)
 torch.set_num_threads(o['threads'])
 size = o['resolution']
-calls = {}
-for layout in ('contiguous', 'channels_last'):
-  memory = getattr(torch, layout + '_format', None) or torch.channels_last
+cuda = o['device'] == 'gpu' and torch.cuda.is_available()
+device = 'cuda' if cuda else 'cpu'
+wait = torch.cuda.synchronize if cuda else lambda: None
+if o['dtype'] == 'bfloat16':
+  half = lambda: torch.autocast(device, torch.bfloat16)
+else:
+  half = contextlib.nullcontext
+calls, errors, peaks = {}, {}, {}
+kinds = ['channels_last', 'compiled'] if o['compile'] else ['channels_last']
+if o['part'] == 'inference' and not cuda:
+  kinds.insert(0, 'contiguous')
+for kind in kinds:
+  memory = torch.channels_last
+  if kind == 'contiguous':
+    memory = torch.contiguous_format
   net = timm.create_model('efficientnet_' + o['model'], pretrained=False)
-  net = net.to(memory_format=memory)
-  x = torch.randn(o['batch'], 3, size, size).to(memory_format=memory)
+  net = net.to(device, memory_format=memory)
+  x = torch.randn(o['batch'], 3, size, size, device=device)
+  x = x.to(memory_format=memory)
+  net.train(o['part'] == 'training')
+  run = torch.compile(net) if kind == 'compiled' else net
   if o['part'] == 'inference':
-    net.eval()
-    def call(net=net, x=x):
-      with torch.inference_mode():
-        net(x)
+    def call(run=run, x=x):
+      with torch.inference_mode(), half():
+        run(x)
   else:
-    if layout == 'contiguous':
-      continue
-    net.train()
-    labels = torch.zeros(o['batch'], dtype=torch.long)
+    labels = torch.zeros(o['batch'], dtype=torch.long, device=device)
     opt = torch.optim.RMSprop(
       net.parameters(), lr=1e-3, alpha=.9, eps=1e-3, momentum=.9)
     loss_fn = torch.nn.CrossEntropyLoss(label_smoothing=.1)
-    def call(net=net, x=x, opt=opt, labels=labels):
+    def call(run=run, x=x, opt=opt, labels=labels):
       opt.zero_grad()
-      loss_fn(net(x), labels).backward()
+      with half():
+        loss = loss_fn(run(x), labels)
+      loss.backward()
       opt.step()
-  calls['timm_' + layout] = call
-  call()
+  if cuda:
+    torch.cuda.reset_peak_memory_stats()
+  try:
+    call()
+    wait()
+  except Exception as error:
+    errors['timm_' + kind] = ' '.join(str(error).split())[:200]
+    continue
+  if cuda:
+    peaks['timm_' + kind] = torch.cuda.max_memory_allocated()
+  calls['timm_' + kind] = call
 print(json.dumps({'names': list(calls), 'versions':
-  {'torch': torch.__version__, 'timm': timm.__version__}}), flush=True)
+  {'torch': torch.__version__, 'timm': timm.__version__, 'peer_errors': errors,
+   'peer_peak_bytes': peaks}}), flush=True)
 for line in sys.stdin:
   wall, cpu = time.perf_counter(), time.process_time()
   calls[line.strip()]()
+  wait()
   print(json.dumps([1e3 * (time.perf_counter() - wall),
                     1e3 * (time.process_time() - cpu)]), flush=True)
 """
@@ -101,7 +130,12 @@ class _Peer:
   """Another Python that measures timm when it is told to."""
 
   def __init__(self, part, model, resolution):
+    import jax
+
     options = {
+      'device': jax.default_backend(),
+      'dtype': _DTYPE.value,
+      'compile': _COMPILE.value,
       'part': part,
       'model': model,
       'resolution': resolution,
@@ -168,8 +202,10 @@ def _depthwise():
   rows = []
   for height, channels, kernel, stride in _SHAPES:
     key = jax.random.key(0)
-    x = jax.random.normal(key, (_BATCH.value, height, height, channels))
-    w = jax.random.normal(key, (kernel, kernel, 1, channels))
+    dtype = _DTYPE.value or 'float32'
+    size = (_BATCH.value, height, height, channels)
+    x = jax.random.normal(key, size, dtype)
+    w = jax.random.normal(key, (kernel, kernel, 1, channels), dtype)
     calls = {}
     for impl in ('lax', 'shift', 'shift_vjp', 'auto'):
 
@@ -192,7 +228,8 @@ def _depthwise():
     times = _alternate(calls)
     for name in ('forward', 'with_gradients'):
       slow, fast = times[f'lax {name}'], times[f'auto {name}']
-      row[f'lax_over_auto_{name}'] = round(slow['cpu_ms'] / fast['cpu_ms'], 2)
+      kind = 'cpu_ms' if jax.default_backend() == 'cpu' else 'ms'
+      row[f'lax_over_auto_{name}'] = round(slow[kind] / fast[kind], 2)
     rows.append(row | times)
   return rows
 
@@ -246,7 +283,9 @@ def _network(model, part):
 
 
 def _compare(part):
-  from jaxpapers import efficientnet
+  import jax
+
+  from jaxpapers import efficientnet, training
 
   rows = []
   for model in _MODELS.value:
@@ -271,13 +310,21 @@ def _compare(part):
     if peer:
       peer.close()
     for name in times:
+      # On an accelerator the processor only waits.
+      kind = 'cpu_ms' if jax.default_backend() == 'cpu' else 'ms'
       if name != 'ours':
         row[f'ours_over_{name}'] = round(
-          times['ours']['cpu_ms'] / times[name]['cpu_ms'], 3
+          times['ours'][kind] / times[name][kind], 3
         )
     ours = times['ours']['ms']
     row['images_per_s'] = round(1e3 * _BATCH.value / ours, 2)
+    peak = training.peak_flops()
+    if peak:
+      # Both gradients of a product take as long as the product.
+      flops = 2 * row['macs_per_image'] * (3 if part == 'training' else 1)
+      row['share_of_peak'] = round(row['images_per_s'] * flops / peak, 4)
     rows.append(row | times)
+    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
   return rows
 
 
