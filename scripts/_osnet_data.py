@@ -180,6 +180,7 @@ def _open_reid(config, name):
     name,
     config.data.folder,
     cuhk03=config.data.cuhk03,
+    split=config.data.split,
     combine_all=config.data.combine_all,
   )
   size = (config.height, config.width)

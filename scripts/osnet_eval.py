@@ -62,7 +62,7 @@ _CUHK03 = flags.DEFINE_enum(
   'Boxes and protocol of CUHK03.',
 )
 _SPLIT = flags.DEFINE_integer(
-  'split', 0, 'Of VIPeR, and of the classic protocol.'
+  'split', 0, 'Of the classic protocol, and of viper and those after it.'
 )
 _DISTRACTORS = flags.DEFINE_bool(
   'distractors', False, 'Add the 500,000 distractors of Market-1501.'

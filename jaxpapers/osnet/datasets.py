@@ -13,6 +13,7 @@ import numpy as np
 from jaxpapers.data import files, images
 from jaxpapers.osnet import cuhk03 as cuhk03_lib
 from jaxpapers.osnet.pa100k import PA100K
+from jaxpapers.osnet.small_sets import CUHK01, GRID, PRID, READERS, VIPeR, iLIDS
 from jaxpapers.osnet.splits import (
   ReIDDataset,
   ReIDSplit,
@@ -21,18 +22,21 @@ from jaxpapers.osnet.splits import (
   counted,
   make_split,
 )
-from jaxpapers.osnet.viper import VIPeR
 
 __all__ = [
+  'CUHK01',
   'CUHK03',
   'DATASETS',
+  'GRID',
   'MSMT17',
   'PA100K',
+  'PRID',
   'DukeMTMC',
   'Market1501',
   'ReIDDataset',
   'ReIDSplit',
   'VIPeR',
+  'iLIDS',
   'image_folder',
   'image_folders',
   'merge',
@@ -365,7 +369,7 @@ DATASETS = {
   'dukemtmc': DukeMTMC,
   'msmt17': MSMT17,
   'cuhk03': CUHK03,
-  'viper': VIPeR,
+  **READERS,
 }
 
 
@@ -383,7 +387,7 @@ def open_reid(
     name: Of `DATASETS`.
     folder: Holds the data set, or the folders of several.
     cuhk03: 'detected' or 'labeled', then '-new' or '-classic'.
-    split: Of VIPeR, and of the classic protocol of CUHK03.
+    split: Of the classic protocol of CUHK03, and of the small data sets.
     combine_all: Trains on the people of the test as well, as for a model that
       is evaluated on another data set. Junk and distractors are left out.
 
@@ -415,8 +419,8 @@ def open_reid(
     )
   elif name == 'msmt17':
     data = MSMT17(folder, combine_all=combine_all)
-  elif name == 'viper':
-    data = VIPeR(folder, split=split)
+  elif name in READERS:
+    data = READERS[name](folder, split=split)
   else:
     data = DATASETS[name](folder)
   if not combine_all:

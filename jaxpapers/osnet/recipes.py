@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from jaxpapers.osnet import ablations, augment, optimizers, train
+from jaxpapers.osnet import ablations, augment, datasets, optimizers, train
 from jaxpapers.osnet import config as config_lib
 from jaxpapers.osnet import network as network_lib
 from jaxpapers.training.optimizers import scale_by_shown_rate
@@ -19,14 +19,14 @@ FIELDS = """Config fields (--config.NAME=VALUE):
                         (unified, separate, streamwise, fixed, add, concat)
   bfloat16              whether activations are bfloat16
   task                  reid, attributes, or classify
-  data.sources          trained on: market1501, dukemtmc, msmt17, cuhk03,
-                        synthetic; several with commas. Of attributes: pa100k.
-                        Of classify: cifar10, cifar100, folder
+  data.sources          trained on: market1501, dukemtmc, msmt17, cuhk03, viper,
+                        grid, cuhk01, ilids, prid, synthetic; with commas. Of
+                        attributes: pa100k; classify: cifar10, cifar100, folder
   data.targets          evaluated on; empty: the sources
   data.folder           where the folders of the data sets are
-  data.combine_all      train on the people of the test as well (junk left out);
-                        of msmt17 the usual meaning of "all"
-  data.cuhk03           detected or labeled, then -new or -classic: detected-new
+  data.combine_all      train on the people of the test as well, without junk
+  data.cuhk03, .split   (detected or labeled)-(new or classic); number of split
+                        of -classic and of viper, grid, cuhk01, ilids, prid
   data.train_identities, .test_identities, .seed    of synthetic
   data.workers          processes that read; 0: threads of this one
   data.num_classes, .train_examples   for compile_for_tpu only, which sees no
@@ -43,9 +43,8 @@ FIELDS = """Config fields (--config.NAME=VALUE):
   loss.margin           of the triplet loss; soft for its soft form
   loss.label_smoothing
   loss.mutual           two networks that learn from each other
-  optimizer.name        amsgrad or sgd
+  optimizer.name, .schedule     amsgrad or sgd; step or cosine
   optimizer.learning_rate, .weight_decay, .momentum, .b1, .b2
-  optimizer.schedule    step or cosine
   optimizer.step_epochs a number (every so many epochs) or a tuple of epochs
   optimizer.fixed_epochs, .open_layers      what trains alone at first
   epochs, batch_size    a batch is that of an update, over all devices
@@ -59,7 +58,7 @@ FIELDS = """Config fields (--config.NAME=VALUE):
 
 variants = ablations.variants
 
-REID = ('market1501', 'dukemtmc', 'msmt17', 'cuhk03', 'synthetic')
+REID = (*datasets.DATASETS, 'synthetic')
 ATTRIBUTES = ('pa100k',)
 CLASSES = ('cifar10', 'cifar100', 'folder')
 _SOURCES = {'reid': REID, 'attributes': ATTRIBUTES, 'classify': CLASSES}
@@ -88,6 +87,7 @@ def train_config() -> ml_collections.ConfigDict:
         'folder': '',
         'combine_all': False,
         'cuhk03': 'detected-new',
+        'split': 0,
         'train_identities': 180,
         'test_identities': 80,
         'seed': 0,
