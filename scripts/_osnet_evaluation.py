@@ -179,11 +179,11 @@ def _rank_all(result, options):
     )
 
   def reranked(name, qf, gf):
-    new = _reranked(qf, gf, options)
+    rows = _reranked(qf, gf, options)
     result.ranks[name] = ranking.rank_metrics_from_distance(
-      new, *result.labels(), **shared
+      rows, *result.labels(), **shared
     )
-    result.distances[name] = lambda rows: new[rows]
+    result.distances[name] = rows
 
   plain(PLAIN, qf, gf)
   if options.expand:
@@ -201,28 +201,32 @@ def _rank_all(result, options):
 
 
 def _reranked(qf, gf, options):
-  """Distances after re-ranking; images that are no candidates come last."""
+  """Function from queries to distances after re-ranking, [n, G].
+
+  Images that are no candidates come last.
+  """
+  shared = {'metric': options.metric}
+  parameters = (options.k1, options.k2, options.lam)
   number = min(options.candidates or len(gf), len(gf))
+  if number == len(gf):
+    return rerank.k_reciprocal_rows(qf, gf, *parameters, **shared)
   new, index = rerank.k_reciprocal_rerank_features(
-    qf,
-    gf,
-    options.k1,
-    options.k2,
-    options.lam,
-    candidates=number,
-    metric=options.metric,
+    qf, gf, *parameters, candidates=number, **shared
   )
-  out = np.empty((len(qf), len(gf)), np.float32)
-  for row in range(len(qf)):
-    if number < len(gf):
-      dist = np.asarray(
-        metrics.pairwise_distance(qf[row : row + 1], gf, options.metric)
-      )[0]
-      # Candidates are at most 1.
-      out[row] = 1 + (dist - dist.min()) / max(np.ptp(dist), 1e-12)
-      out[row] = np.nextafter(out[row], np.float32(3))
-    out[row, index[row]] = new[row]
-  return out
+
+  def rows(chosen):
+    chosen = np.arange(len(qf))[chosen]
+    out = np.array(
+      metrics.pairwise_distance(qf[chosen], gf, options.metric), np.float32
+    )
+    least = out.min(1, keepdims=True)
+    # Candidates are at most 1.
+    out = 1 + (out - least) / np.maximum(np.ptp(out, 1)[:, None], 1e-12)
+    out = np.nextafter(out, np.float32(3))
+    np.put_along_axis(out, index[chosen], new[chosen], axis=1)
+    return out
+
+  return rows
 
 
 def _verify(result, options):

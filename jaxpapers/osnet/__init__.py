@@ -89,6 +89,7 @@ from jaxpapers.osnet.rerank import (
   alpha_query_expansion,
   k_reciprocal_rerank,
   k_reciprocal_rerank_features,
+  k_reciprocal_rows,
 )
 from jaxpapers.osnet.retrieval import nearest
 from jaxpapers.osnet.samplers import SampledSource, domain_sampler, pk_sampler
@@ -134,6 +135,7 @@ __all__ = [
   'alpha_query_expansion',
   'k_reciprocal_rerank',
   'k_reciprocal_rerank_features',
+  'k_reciprocal_rows',
   'nearest',
   'single_shot_cmc',
   'VerificationResult',

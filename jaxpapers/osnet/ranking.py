@@ -158,8 +158,9 @@ def rank_metrics_from_distance(
   """Ranks a gallery for every query by given distances.
 
   Args:
-    dist: [Q, G], floating; can be a memory-mapped file. As everywhere in JAX,
-      float64 is compared as float32 unless `jax.enable_x64` is on.
+    dist: [Q, G], floating; can be a memory-mapped file, or a function from
+      numbers of queries, int [n], to their distances, [n, G]. As everywhere in
+      JAX, float64 is compared as float32 unless `jax.enable_x64` is on.
     q_pids: As for `rank_metrics`, as all that follow.
     g_pids: See there.
     q_cams: See there.
@@ -183,14 +184,24 @@ def rank_metrics_from_distance(
     >>> r.ap.round(4).tolist(), r.first_rank.tolist()
     ([0.5833], [2])
   """
-  dist = metrics.check_features(dist, 'dist')
-  labels = identities.check_labels(
-    *np.shape(dist), q_pids, g_pids, q_cams, g_cams
-  )
+  if callable(dist):
+    shape = len(q_pids), len(g_pids)
+  else:
+    dist = metrics.check_features(dist, 'dist')
+    shape = np.shape(dist)
+  labels = identities.check_labels(*shape, q_pids, g_pids, q_cams, g_cams)
   kept, labels, junk = _without_junk(labels)
 
   def rows(chosen):
-    return jnp.asarray(dist[chosen][:, kept])
+    if not callable(dist):
+      return jnp.asarray(dist[chosen][:, kept])
+    part = metrics.check_features(dist(chosen), 'dist')
+    if np.shape(part) != (len(chosen), shape[1]):
+      raise ValueError(
+        f'dist of {len(chosen)} queries has shape {list(np.shape(part))};'
+        f' expected {[len(chosen), shape[1]]}.'
+      )
+    return jnp.asarray(part[:, kept])
 
   def count(chosen, matches, removed):
     return count_ahead(rows(chosen), matches, removed, ties)

@@ -7,6 +7,7 @@ the non-zero entries only, in arrays of fixed shape.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +43,8 @@ def k_reciprocal_rerank(
 
   The same numbers as the implementation that everybody uses. It squares its
   input although that is squared already; so does this, unless told otherwise.
-  `k_reciprocal_rerank_features` needs no array of all pairs.
+  `k_reciprocal_rerank_features` and `k_reciprocal_rows` need no array of all
+  pairs.
 
   Args:
     qq: Distances among the queries, [Q, Q].
@@ -146,6 +148,96 @@ def k_reciprocal_rerank_features(
       f'candidates is {candidates}; expected 1 to {gallery}, the size of the'
       ' gallery.'
     )
+  features, largest, rows = _described(
+    qf, gf, k1, k2, metric, squared_input, block
+  )
+  distance = functools.partial(
+    _normalized, features, largest, metric=metric, squared_input=squared_input
+  )
+  chosen = jnp.asarray(
+    retrieval.nearest(features[:queries], gf, candidates, metric=metric)[1]
+  )
+  of_queries = jnp.arange(queries)
+  jaccard = _jaccard(rows, of_queries, chosen + queries)
+  new = (1 - lam) * jaccard + lam * distance(of_queries, chosen + queries)
+  new, chosen = jax.lax.sort((new, chosen), num_keys=2)
+  return np.asarray(new), np.asarray(chosen)
+
+
+def k_reciprocal_rows(
+  qf: Any,
+  gf: Any,
+  k1: int = 20,
+  k2: int = 6,
+  lam: float = 0.3,
+  *,
+  metric: str = 'euclidean',
+  squared_input: bool = True,
+  block: int = 16384,
+) -> Callable[[Any], np.ndarray]:
+  """Re-ranked distances to the whole gallery, of a few queries at a time.
+
+  For galleries whose distances to all queries are too many to be held, as
+  `rank_metrics_from_distance` takes such a function.
+
+  Args:
+    qf: See `k_reciprocal_rerank_features`, as all that follow.
+    gf: See there.
+    k1: See there.
+    k2: See there.
+    lam: See there.
+    metric: See there.
+    squared_input: See there.
+    block: See there.
+
+  Returns:
+    A function from numbers of queries, int [n], to float32 [n, G].
+
+  Raises:
+    ValueError: See `k_reciprocal_rerank`.
+
+  Example:
+    >>> x = np.arange(8, dtype=np.float32)[:, None] ** 2
+    >>> rows = k_reciprocal_rows(x[:2], x[2:], k1=3, k2=2)
+    >>> rows([1]).shape
+    (1, 6)
+  """
+  metrics.check_metric(metric)
+  qf, gf = metrics.check_both(qf, gf)
+  _check_parameters(k1, k2, lam, len(qf) + len(gf))
+  described = _described(qf, gf, k1, k2, metric, squared_input, block)
+
+  def rows(chosen):
+    chosen = jnp.asarray(np.arange(len(qf))[chosen])
+    return np.asarray(
+      _whole_rows(*described, chosen, lam, len(qf), metric, squared_input)
+    )
+
+  return rows
+
+
+@functools.partial(
+  jax.jit, static_argnames=('queries', 'metric', 'squared_input')
+)
+def _whole_rows(
+  features, largest, rows, chosen, lam, queries, metric, squared_input
+):
+  """New distances of some queries to the gallery, [n, G]."""
+  dist = metrics.pairwise_distance(features[chosen], features[queries:], metric)
+  most = largest[chosen][:, None]
+  if squared_input:
+    dist, most = dist * dist, most * most
+  dist = dist / jnp.where(most > 0, most, 1)
+  everyone = jnp.arange(queries, len(features), dtype=jnp.int32)
+
+  def of_query(query):
+    return _jaccard(rows, query[None], everyone[None])[0]
+
+  return (1 - lam) * jax.lax.map(of_query, chosen) + lam * dist
+
+
+def _described(qf, gf, k1, k2, metric, squared_input, block):
+  """All features, the largest distance of each image, its sparse vector."""
   features = jnp.concatenate([jnp.asarray(qf), jnp.asarray(gf)])
   _, neighbours = retrieval.nearest(
     features, features, k1 + 1, metric=metric, block=block
@@ -154,20 +246,16 @@ def k_reciprocal_rerank_features(
   neighbours = jnp.asarray(neighbours)
   kept, masses = _expand(neighbours, k1)
   index = _compact(kept, int(masses.max()))
-  distance = functools.partial(
-    _normalized, features, largest, metric=metric, squared_input=squared_input
+  dist = _normalized(
+    features,
+    largest,
+    jnp.arange(len(features)),
+    index,
+    metric=metric,
+    squared_input=squared_input,
   )
-  everyone = jnp.arange(len(features))
-  rows = _Sparse(index, _weights(index, distance(everyone, index)))
-  rows = _average(rows, neighbours[:, :k2], k2)
-  chosen = jnp.asarray(
-    retrieval.nearest(features[:queries], gf, candidates, metric=metric)[1]
-  )
-  of_queries = everyone[:queries]
-  jaccard = _jaccard(rows, of_queries, chosen + queries)
-  new = (1 - lam) * jaccard + lam * distance(of_queries, chosen + queries)
-  new, chosen = jax.lax.sort((new, chosen), num_keys=2)
-  return np.asarray(new), np.asarray(chosen)
+  rows = _Sparse(index, _weights(index, dist))
+  return features, largest, _average(rows, neighbours[:, :k2], k2)
 
 
 def alpha_query_expansion(
@@ -280,7 +368,9 @@ def _normalized(features, largest, rows, index, metric, squared_input):
       dist, most = dist * dist, most * most
     return dist / jnp.where(most > 0, most, 1)
 
-  return jax.lax.map(of_row, (rows, index), batch_size=64)
+  # The features of a list are copied: up to 128 MiB of float32 at once.
+  size = (1 << 25) // max(index.shape[1] * features.shape[1], 1)
+  return jax.lax.map(of_row, (rows, index), batch_size=min(max(size, 1), 64))
 
 
 @functools.partial(jax.jit, static_argnames=('k1',))

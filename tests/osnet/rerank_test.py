@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxpapers.osnet import metrics, rerank, retrieval
+from jaxpapers.osnet import metrics, ranking, rerank, retrieval
 from tests.helpers import goldens
 
 
@@ -54,6 +54,35 @@ class RerankTest(parameterized.TestCase):
       np.sort(index), np.tile(np.arange(60), (15, 1))
     )
     self.assertTrue((np.diff(dist) >= 0).all())
+
+  @parameterized.parameters(('euclidean', True, 2), ('cosine', False, 1))
+  def test_rows_equal_the_dense_ones(self, metric, squared, k2):
+    qf, gf = _features()
+    pairs = ((qf, qf), (qf, gf), (gf, gf))
+    options = {'k1': 6, 'k2': k2, 'squared_input': squared}
+    dense = rerank.k_reciprocal_rerank(
+      *(metrics.pairwise_distance(a, b, metric) for a, b in pairs), **options
+    )
+    rows = rerank.k_reciprocal_rows(qf, gf, metric=metric, block=20, **options)
+    chosen = np.array([3, 14, 3])
+    np.testing.assert_allclose(rows(chosen), dense[chosen], atol=2e-6)
+    labels = (np.arange(15) % 12, (np.arange(60) + 3) % 12)
+    cameras = (np.zeros(15, int), np.ones(60, int))
+    found, expected = (
+      ranking.rank_metrics_from_distance(dist, *labels, *cameras, block=8)
+      for dist in (rows, rows(slice(None)))
+    )
+    np.testing.assert_array_equal(found.ap, expected.ap)
+    np.testing.assert_array_equal(found.cmc, expected.cmc)
+
+  def test_rows_of_another_shape(self):
+    with self.assertRaisesRegex(
+      ValueError, r'shape \[2, 1\]; expected \[2, 2\]'
+    ):
+      ranking.rank_metrics_from_distance(
+        lambda chosen: np.ones((len(chosen), 1), np.float32),
+        *([0, 1], [0, 1], [0, 0], [1, 1]),
+      )
 
   def test_first_candidates_keep_their_distances(self):
     qf, gf = _features()
