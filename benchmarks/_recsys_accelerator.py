@@ -74,14 +74,18 @@ def _memory():
   }
 
 
+def _once(program):
+  """Result and seconds of a call."""
+  start = time.perf_counter()
+  result = program()
+  return result, time.perf_counter() - start
+
+
 def _twice(program):
   """Seconds of the first call, which compiles, and of the second."""
-  seconds = []
-  for _ in range(2):
-    start = time.perf_counter()
-    result = program()
-    seconds.append(time.perf_counter() - start)
-  return result, {'first': seconds[0], 'second': seconds[1]}
+  _, first = _once(program)
+  result, second = _once(program)
+  return result, {'first': first, 'second': second}
 
 
 def measure(size, parts, peers):
@@ -123,27 +127,29 @@ def _evaluate(train, test, peers):
     rng.standard_normal((train.num_items, 32), np.float32),
   )
   users = np.arange(train.num_users)
-  lists, times = _twice(lambda: recsys.rank_full(model, train, users, _K))
-  result = {'lists of 100': _rate(times, len(users))}
-  found, times = _twice(
-    lambda: recsys.evaluate_model(
-      model, train, test, (10, _K), metrics=_METRICS
-    )
+  some = test.select(test.user < 8192)
+  options = {'cutoffs': (10, _K), 'metrics': _METRICS}
+  _, first = _once(lambda: recsys.evaluate_model(model, train, some, **options))
+  lists, seconds = _once(lambda: recsys.rank_full(model, train, users, _K))
+  result = {'compiled': first, 'lists of 100': _rate(seconds, len(users))}
+  found, seconds = _once(
+    lambda: recsys.evaluate_model(model, train, test, **options)
   )
-  result['lists and metrics'] = _rate(times, len(found.users))
+  result['lists and metrics'] = _rate(seconds, len(found.users))
   if peers:
-    other, times = _twice(lambda: _torch_lists(model, train))
-    result['torch, lists of 100'] = _rate(times, len(users))
+    _torch_lists(model, train, min(8192, len(users)))
+    other, seconds = _once(lambda: _torch_lists(model, train, train.num_users))
+    result['torch, lists of 100'] = _rate(seconds, len(users))
     same = np.mean(other[:1000] == lists.items[:1000])
     result['share_of_equal_places'] = float(same)
   return result
 
 
-def _rate(times, users):
-  return times | {'users_per_second': users / times['second']}
+def _rate(seconds, users):
+  return {'seconds': seconds, 'users_per_second': users / seconds}
 
 
-def _torch_lists(model, train):
+def _torch_lists(model, train, count):
   import torch
 
   device = _torch_device()
@@ -151,9 +157,9 @@ def _torch_lists(model, train):
     torch.tensor(f, device=device) for f in (model.users, model.items)
   )
   found = []
-  for first in range(0, train.num_users, 4096):
-    some = np.arange(first, min(first + 4096, train.num_users))
-    scores = users[first : first + 4096] @ items.T
+  for first in range(0, count, 4096):
+    some = np.arange(first, min(first + 4096, count))
+    scores = users[first : first + len(some)] @ items.T
     rows, columns = (
       torch.from_numpy(a.astype(np.int64)).to(device)
       for a in train.pairs_of(some)
@@ -222,10 +228,9 @@ def _similarity(x, peers):
     lambda: similarities.similarity_top_k(x, 'cosine', k=_K)
   )
   result = {'ours': times, 'neighbours': found.nnz}
-  gram, times = _twice(
+  gram, result['products'] = _once(
     lambda: jax.block_until_ready(gram_lib.device_gram(x.csr))
   )
-  result['products'] = times
   some = np.arange(0, x.num_items, max(x.num_items // 32, 1))
   expected = (x.csr.T.tocsr() @ x.csr.tocsc()[:, some]).toarray()
   result['products_equal_scipy'] = bool(
@@ -241,7 +246,7 @@ def _similarity(x, peers):
     result[name] = times
   del gram, block
   if peers:
-    _, result['torch'] = _twice(lambda: _torch_neighbours(x))
+    _, result['torch'] = _once(lambda: _torch_neighbours(x))
   return result
 
 
@@ -293,11 +298,12 @@ def _ease(x, peers):
   )
   del model, weights
   kept = np.array(gram) if peers else None
-  start = time.perf_counter()
-  jax.block_until_ready(linear._refined(gram, l2))
-  result['on the device'] = time.perf_counter() - start
+  _, result['on the device'] = _once(
+    lambda: jax.block_until_ready(linear._refined(gram, l2))
+  )
   if peers:
-    _, result['torch.linalg.inv'] = _twice(lambda: _torch_inverse(kept, l2))
+    _torch_inverse(np.eye(64, dtype=np.float32), l2)
+    result['torch.linalg.inv on the device'] = _torch_inverse(kept, l2)
   return result
 
 
@@ -305,12 +311,13 @@ def _torch_inverse(gram, l2):
   import torch
 
   matrix = torch.from_numpy(gram).to(_torch_device())
+  if matrix.is_cuda:
+    torch.cuda.synchronize()
   start = time.perf_counter()
   matrix.diagonal().add_(l2)
   inverse = torch.linalg.inv(matrix)
-  weights = inverse / -inverse.diagonal()
-  weights.fill_diagonal_(0)
-  if weights.is_cuda:
+  inverse /= -inverse.diagonal()
+  inverse.fill_diagonal_(0)
+  if matrix.is_cuda:
     torch.cuda.synchronize()
-  print(f'torch inverse {time.perf_counter() - start:.3f} s', file=sys.stderr)
-  return weights.cpu()
+  return time.perf_counter() - start

@@ -36,8 +36,6 @@ def truncated_svd(
   size = min(factors + oversampling, *train.shape)
   products = Products(train, np.float64)
   rng = np.random.default_rng(seed)
-  if not products.host:
-    products = Products(train)  # Accelerators are slow in float64.
   dtype = np.float64 if products.host else np.float32
   xp = products.xp
   basis = xp.asarray(rng.standard_normal((train.num_items, size)).astype(dtype))

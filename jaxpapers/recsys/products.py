@@ -11,7 +11,7 @@ from jaxpapers.recsys.similarities import DENSE_BYTES
 
 
 class Products:
-  """R and R' as linear maps: scipy on the CPU, dense on a device.
+  """R and R' as linear maps: scipy on the CPU, dense float32 on a device.
 
   Attributes:
     shape: Of R.
@@ -29,7 +29,7 @@ class Products:
       self._forward = train.csr.astype(dtype)
       self._back = self._forward.T.tocsr()
     else:
-      self._dense = jnp.asarray(train.to_dense(), dtype)
+      self._dense = jnp.asarray(train.to_dense())
 
   def times(self, matrix: Any) -> Any:
     """R @ matrix, `[items, k]` to `[users, k]`."""
