@@ -5,7 +5,8 @@ through blocks of coordinates. Within a block it is exact coordinate descent,
 one coordinate of all regressions after the other, on the small part of the
 residual that the block sees; what the block changed then goes to the rest as
 one matrix product. The numbers are those of a sweep without blocks, up to
-rounding.
+rounding. After a few sweeps columns with few weights are solved exactly, see
+`slim_active`.
 """
 
 import functools
@@ -15,8 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Coordinates of a block: the product with the rest then runs at full speed.
+from jaxpapers.recsys.slim_active import solve_active
+
+# Coordinates of a block: the product with the rest then runs at full speed. In
+# the same way parts of a block are done one after the other.
 _BLOCK = 64
+_PART = 16
+# Sweeps before columns are solved on the items that have a weight by then.
+_FIRST = 3
+# A system of m unknowns costs less than sweeps over n where m^3 < 60 n^2.
+_CHEAP = 60
 
 
 def sweep_columns(
@@ -51,29 +60,52 @@ def sweep_columns(
   padded = jnp.asarray(np.pad(gram, ((0, length - n), (0, length - n))))
   # Below this a weight of float32 cannot come to rest.
   tol = max(tol, 4 * float(np.finfo(gram.dtype).eps))
-  result = np.zeros((n, len(columns)), gram.dtype)
-  where = np.arange(len(columns))
   residual = jnp.pad(jnp.asarray(gram[:, columns]), ((0, length - n), (0, 0)))
   weights = jnp.zeros_like(residual)
+  result = np.zeros((n, len(columns)), gram.dtype)
+  where = np.arange(len(columns))
   for count in range(1, max_iter + 1):
     weights, residual, change, largest = _sweep(
       padded, weights, residual, jnp.asarray(columns[where]), l1, l2, size
     )
     left = np.asarray(change) > tol * np.maximum(np.asarray(largest), 1e-30)
-    if not left.any() or count == max_iter:
+    finish = count == _FIRST and gram.dtype == np.float32 and left.any()
+    room = _room(len(where), int(left.sum()))
+    if not (finish or room < len(where) or count == max_iter):
+      continue
+    result[:, where] = np.asarray(weights)[:n]
+    if finish:
+      left = _finish(
+        gram, columns, result, np.asarray(residual)[:n], left, l1, l2, tol
+      )
+      room = _room(len(where), int(left.sum()))
+    if not left.any():
       break
-    # Once half of the columns are at rest they leave: sizes are few, so that
-    # few programs are compiled. Others keep them company to fill the size.
-    room = len(where)
-    while room % 2 == 0 and room >= 32 and left.sum() <= room // 2:
-      room //= 2
-    if room < len(where):
-      result[:, where] = np.asarray(weights)[:n]
-      keep = np.sort(np.argsort(~left, kind='stable')[:room])
-      where = where[keep]
-      weights, residual = weights[:, keep], residual[:, keep]
-  result[:, where] = np.asarray(weights)[:n]
+    keep = np.resize(np.flatnonzero(left), room)
+    where = where[keep]
+    weights, residual = weights[:, keep], residual[:, keep]
   return result
+
+
+def _room(now, left):
+  """Columns of the next sweep: sizes are few, to compile few programs."""
+  if not left:
+    return 0
+  while now % 2 == 0 and now >= 32 and left <= now // 2:
+    now //= 2
+  return now
+
+
+def _finish(gram, columns, result, residual, left, l1, l2, tol):
+  """Solves columns with few weights, in place; returns which are left."""
+  active = (result > 0) | (residual - l2 * result > l1)
+  few = left & (active.sum(0) ** 3 < _CHEAP * len(gram) ** 2)
+  found, solved = solve_active(gram, columns[few], active[:, few], l1, l2, tol)
+  which = np.flatnonzero(few)[solved]
+  result[:, which] = found[:, solved]
+  left = left.copy()
+  left[which] = False
+  return left
 
 
 @functools.partial(jax.jit, static_argnums=6, donate_argnums=(1, 2))
@@ -81,6 +113,7 @@ def _sweep(gram, weights, residual, columns, l1, l2, size):
   """One sweep; residual = targets - gram @ weights."""
   n = gram.shape[0]
   offsets = jnp.arange(size)
+  high = jax.lax.Precision.HIGHEST
 
   def block(b, state):
     weights, residual, change = state
@@ -92,19 +125,25 @@ def _sweep(gram, weights, residual, columns, l1, l2, size):
     diagonal = jnp.diagonal(inner)
     curvature = jnp.where(diagonal + l2 > 0, diagonal + l2, 1)
     free = (first + offsets)[:, None] != columns
+    moved = jnp.zeros((0, weights.shape[1]), weights.dtype)
+    for start in range(0, size, _PART):
+      part = slice(start, min(start + _PART, size))
+      ahead = seen[part] - jnp.matmul(
+        inner[part, :start], moved, precision=high
+      )
+      square, given = inner[part, part], before[part]
 
-    def coordinate(i, state):
-      own, seen = state
-      ahead = seen[i] + diagonal[i] * own[i] - l1
-      new = jnp.where(free[i], jnp.maximum(ahead / curvature[i], 0), 0)
-      seen = seen - inner[:, i, None] * (new - own[i])
-      return own.at[i].set(new), seen
+      def coordinate(i, state, part=part, square=square):
+        own, seen = state
+        ahead = seen[i] + diagonal[part][i] * own[i] - l1
+        new = jnp.maximum(ahead / curvature[part][i], 0)
+        new = jnp.where(free[part][i], new, 0)
+        return own.at[i].set(new), seen - square[:, i, None] * (new - own[i])
 
-    after, _ = jax.lax.fori_loop(0, size, coordinate, (before, seen))
-    moved = after - before
-    residual = residual - jnp.matmul(
-      rows.T, moved, precision=jax.lax.Precision.HIGHEST
-    )
+      after, _ = jax.lax.fori_loop(0, len(given), coordinate, (given, ahead))
+      moved = jnp.concatenate([moved, after - given])
+    after = before + moved
+    residual = residual - jnp.matmul(rows.T, moved, precision=high)
     weights = jax.lax.dynamic_update_slice_in_dim(weights, after, first, 0)
     return weights, residual, jnp.maximum(change, jnp.abs(moved).max(0))
 
