@@ -20,7 +20,8 @@ import _side_by_side
 from absl import app, flags
 
 _OF = flags.DEFINE_list('of', ['ours', 'torch'], 'Whose block: ours, torch.')
-_SEEDS = flags.DEFINE_integer('seeds', 10, 'How many, from 0.', lower_bound=1)
+_SEEDS = flags.DEFINE_integer('seeds', 10, 'How many.', lower_bound=1)
+_FIRST = flags.DEFINE_integer('first', 0, 'The first seed.', lower_bound=0)
 _STEPS = flags.DEFINE_list('steps', ['500', '1000'], 'Updates.')
 _TEST_IMAGES = flags.DEFINE_integer('test_images', 2000, 'Images of the test.')
 _BATCH, _RATE, _SIZE, _STEM, _FEATURES = 64, 4e-3, 24, 16, 64
@@ -102,7 +103,7 @@ def main(argv):
   _side_by_side.use_threads()
   found = {}
   for steps in map(int, _STEPS.value):
-    for seed in range(_SEEDS.value):
+    for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):
       for name in _OF.value:
         start = time.perf_counter()
         accuracy = runs[name](seed, steps)
