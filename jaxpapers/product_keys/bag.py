@@ -6,6 +6,7 @@ what is kept is `[T, D]`.
 """
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +45,10 @@ def embedding_bag(
     weights: `[T, R]`.
     impl: 'scan' reads the r-th row of all tokens at a time, 'gather' all rows
       of as many tokens as 16 MiB hold, 'pallas' is a kernel for GPUs
-      (`bag_pallas`; interpreted on CPU, 'gather' on TPU). 'auto' scans on CPU
-      and gathers elsewhere.
+      (`bag_pallas`; interpreted on CPU, 'gather' on TPU). 'auto' is the kernel
+      in a process with one GPU (of compute capability 8.0 or more), 'scan' on
+      CPUs and on several GPUs, among which a table may be split, and 'gather'
+      on TPUs.
 
   Returns:
     `[T, D]`, float32 or wider.
@@ -84,7 +87,7 @@ def embedding_dot(
     ids: Rows, integers `[T, R]`. Those out of range give 0.
     x: `[T, D]`.
     impl: See `embedding_bag`; 'scan' here reads all rows of as many tokens as 2
-      MiB hold.
+      MiB hold, and several GPUs gather.
 
   Returns:
     `[T, R]`, float32 or wider.
@@ -160,7 +163,7 @@ def _sum_rows(impl, values, ids, weights):
       values, ids, weights.astype(dtype), interpret=interpret
     )
 
-  return _choose(impl, scan, gather, pallas, values, ids, weights)
+  return _choose(impl, scan, gather, pallas, scan, values, ids, weights)
 
 
 @_compiled
@@ -185,7 +188,7 @@ def _dot_rows(impl, values, ids, x):
     return jax.lax.map(one, (ids, x), batch_size=_tokens(values, ids, _CHUNK))
 
   return _choose(
-    impl, scan, gather, bag_pallas.dot, values, ids, x.astype(dtype)
+    impl, scan, gather, bag_pallas.dot, gather, values, ids, x.astype(dtype)
   )
 
 
@@ -271,14 +274,37 @@ def _wide(values, weights):
   return dtype
 
 
-def _choose(impl, scan, gather, pallas, *arguments):
+def _choose(impl, scan, gather, pallas, on_gpus, *arguments):
   # When the platform is known, which under jit and ahead of time is later than
   # here.
   by_platform = jax.lax.platform_dependent
+  if 0 in arguments[1].shape:  # A kernel would have an empty grid.
+    return scan(*arguments)
   if impl == 'auto':
-    return by_platform(*arguments, cpu=scan, default=gather)
+    gpus = pallas if _has_one_new_gpu() else on_gpus
+    return by_platform(
+      *arguments, cpu=scan, cuda=gpus, rocm=on_gpus, default=gather
+    )
   if impl == 'pallas':
     interpreted = functools.partial(pallas, interpret=True)
     kernels = {'cpu': interpreted, 'cuda': pallas, 'rocm': pallas}
     return by_platform(*arguments, **kernels, default=gather)
   return {'scan': scan, 'gather': gather}[impl](*arguments)
+
+
+def _has_one_new_gpu() -> bool:
+  """Whether the kernels are the best choice: on one GPU that Triton knows.
+
+  On several GPUs the table may be split over them, which the compiler can do
+  with what XLA knows, and not with a kernel: each would get the whole table.
+  """
+  if jax.default_backend() != 'gpu' or jax.device_count() > 1:
+    return False
+  # Newer versions of JAX say that this part of Pallas will leave it.
+  if importlib.util.find_spec('jax.experimental.pallas.triton') is None:
+    return False
+  try:
+    capability = jax.devices()[0].compute_capability
+    return float(capability) >= 8.0
+  except (AttributeError, ValueError):  # Not NVIDIA's.
+    return False

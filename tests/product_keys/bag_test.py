@@ -1,5 +1,8 @@
 """Tests of weighted sums of rows and of their sparse gradients."""
 
+import contextlib
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,15 @@ def case(seed=0, t=6, r=4, n=9, d=5):
   weights = rng.standard_normal((t, r)).astype(np.float32)
   x = rng.standard_normal((t, d)).astype(np.float32)
   return values, ids, weights, x
+
+
+def gpu_that_is_not_here():
+  """From JAX 0.11 on kernels are lowered for a GPU of a certain kind."""
+  if not hasattr(jax.sharding, 'AbstractDevice'):
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice('NVIDIA H100 80GB HBM3', 132, 'gpu')
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  return jax.sharding.use_abstract_mesh(mesh)
 
 
 class BagTest(parameterized.TestCase):
@@ -111,11 +123,56 @@ class BagTest(parameterized.TestCase):
       jax.ShapeDtypeStruct((16, 32), 'int32'),
       jax.ShapeDtypeStruct((16, 512), 'float32'),
     )
-    traced = jax.jit(jax.grad(loss)).trace(*shapes)
-    text = traced.lower(lowering_platforms=('cuda',)).as_text()
-    self.assertIn('__gpu$xla.gpu.triton', text)
-    text = traced.lower(lowering_platforms=('tpu',)).as_text()
+    with gpu_that_is_not_here():
+      traced = jax.jit(jax.grad(loss)).trace(*shapes)
+      text = traced.lower(lowering_platforms=('cuda',)).as_text()
+      self.assertIn('__gpu$xla.gpu.triton', text)
+      text = traced.lower(lowering_platforms=('tpu',)).as_text()
     self.assertNotIn('custom_call @__gpu', text)
+
+  @parameterized.parameters(True, False)
+  def test_what_gpus_get_by_default(self, kernels):
+    # Not a shape of another test: traced functions are remembered.
+    n = 301 + kernels
+    shapes = (
+      jax.ShapeDtypeStruct((n, 128), 'float32'),
+      jax.ShapeDtypeStruct((16, 128), 'int32'),
+      jax.ShapeDtypeStruct((16, 128), 'float32'),
+    )
+    with (
+      gpu_that_is_not_here(),
+      mock.patch.object(bag, '_has_one_new_gpu', lambda: kernels),
+    ):
+      for function in (bag.embedding_bag, bag.embedding_dot):
+        traced = jax.jit(lambda *x, f=function: f(*x)).trace(*shapes)
+        text = traced.lower(lowering_platforms=('cuda',)).as_text()
+        self.assertEqual('xla.gpu.triton' in text, kernels)
+
+  @parameterized.parameters(
+    ('gpu', 1, '9.0', True),
+    ('gpu', 1, '7.5', False),
+    ('gpu', 1, 'gfx90a', False),
+    ('gpu', 2, '9.0', False),
+    ('tpu', 1, None, False),
+  )
+  def test_where_kernels_are_best(self, backend, count, capability, expected):
+    devices = [mock.Mock(compute_capability=capability)] * count
+    with (
+      mock.patch.object(jax, 'default_backend', lambda: backend),
+      mock.patch.object(jax, 'device_count', lambda: count),
+      mock.patch.object(jax, 'devices', lambda: devices),
+    ):
+      self.assertEqual(bag._has_one_new_gpu(), expected)
+
+  @parameterized.parameters(*bag.IMPLEMENTATIONS)
+  def test_nothing_to_read(self, impl):
+    values = jnp.ones((5, 3))
+    for t, r in ((0, 4), (2, 0)):
+      ids, weights = jnp.zeros((t, r), int), jnp.ones((t, r))
+      y = bag.embedding_bag(values, ids, weights, impl=impl)
+      np.testing.assert_array_equal(y, np.zeros((t, 3)))
+      y = bag.embedding_dot(values, ids, jnp.ones((t, 3)), impl=impl)
+      self.assertEqual(y.shape, (t, r))
 
   @parameterized.parameters(('scan', 4), ('gather', 40))
   def test_temporaries(self, impl, mebibytes):
