@@ -23,7 +23,8 @@ def nearest(
   """The k nearest gallery images of each query.
 
   Goes through the gallery in blocks, which are read as they are needed: a
-  memory-mapped file (`np.load(path, mmap_mode='r')`) of any size will do.
+  memory-mapped file (`np.load(path, mmap_mode='r')`) of any size will do. A
+  `jax.Array` is searched where it is, in one program.
 
   Args:
     qf: Features of the queries, [Q, dim].
@@ -68,22 +69,15 @@ def nearest(
     np.resize(np.arange(i, min(i + query_block, len(qf))), query_block)
     for i in range(0, len(qf), query_block)
   ]
-  first = (
-    jnp.full((query_block, k), jnp.inf),
-    jnp.full((query_block, k), -1, jnp.int32),
-  )
-  best = [first] * len(queries)
-  seen = 0
-  finite = True
-  for start in starts:  # Each block of the gallery is read once.
-    part = jnp.asarray(gf[start : start + block])
-    for i, chosen in enumerate(queries):
-      best[i] = _merge(*best[i], qf[chosen], part, start, seen, metric)
-    seen = start + block
-    # Of the block before: its work goes on while this one is read.
-    _check_block(finite, gf)
-    finite = jnp.isfinite(jnp.sum(part))
-  _check_block(finite, gf)
+  if isinstance(gf, jax.Array):
+    metrics.check_features(gf, 'gf')
+    begin = jnp.asarray(starts, jnp.int32)
+    best = [
+      _through(jnp.asarray(qf[chosen]), gf, begin, k, block, metric)
+      for chosen in queries
+    ]
+  else:
+    best = _read_through([qf[q] for q in queries], gf, starts, k, block, metric)
   dist = np.concatenate([np.asarray(d) for d, _ in best])[: len(qf)]
   index = np.concatenate([np.asarray(i) for _, i in best])[: len(qf)]
   if not np.isfinite(dist).all():
@@ -91,6 +85,44 @@ def nearest(
       'Distances are too large for float32: normalise the features.'
     )
   return dist, index
+
+
+def _nothing(queries, k):
+  return (
+    jnp.full((len(queries), k), jnp.inf),
+    jnp.full((len(queries), k), -1, jnp.int32),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'block', 'metric'))
+def _through(qf, gf, starts, k, block, metric):
+  """All blocks of a gallery on the device, in one program."""
+
+  def step(best, bounds):
+    start, seen = bounds
+    part = jax.lax.dynamic_slice_in_dim(gf, start, block)
+    return _merge(*best, qf, part, start, seen, metric), None
+
+  ends = starts + block
+  seen = jnp.concatenate([jnp.zeros(1, starts.dtype), ends[:-1]])
+  return jax.lax.scan(step, _nothing(qf, k), (starts, seen))[0]
+
+
+def _read_through(queries, gf, starts, k, block, metric):
+  """Each block of a gallery on the host is read once."""
+  best = [_nothing(own, k) for own in queries]
+  seen = 0
+  finite = True
+  for start in starts:
+    part = jnp.asarray(gf[start : start + block])
+    for i, own in enumerate(queries):
+      best[i] = _merge(*best[i], own, part, start, seen, metric)
+    seen = start + block
+    # Of the block before: its work goes on while this one is read.
+    _check_block(finite, gf)
+    finite = jnp.isfinite(jnp.sum(part))
+  _check_block(finite, gf)
+  return best
 
 
 def _check_block(finite, gf):

@@ -192,6 +192,15 @@ class NearestTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       found, np.take_along_axis(dist, order, axis=1)
     )
+    on_device = retrieval.nearest(
+      jnp.asarray(qf),
+      jnp.asarray(gf),
+      9,
+      block=block,
+      query_block=query_block,
+    )
+    np.testing.assert_array_equal(on_device[1], order)
+    np.testing.assert_array_equal(on_device[0], found)
 
   @parameterized.parameters((61, 3), (100, 2), (100, 1), (17, 1), (9, 9))
   def test_groups_find_what_sorting_finds(self, number, k):
@@ -229,11 +238,12 @@ class NearestTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'gf has shape \[0, 1\]'):
       retrieval.nearest(large, large[:0], 1)
 
-  def test_nan_in_the_gallery(self):
+  @parameterized.parameters(np.asarray, jnp.asarray)
+  def test_nan_in_the_gallery(self, of):
     qf, gf = _features()
     gf[3, 2] = np.nan
     with self.assertRaisesRegex(ValueError, r'gf\[3\] holds NaN'):
-      retrieval.nearest(qf, gf, 5)
+      retrieval.nearest(qf, of(gf), 5)
 
 
 if __name__ == '__main__':
