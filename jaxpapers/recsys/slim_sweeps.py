@@ -24,8 +24,9 @@ _BLOCK = 64
 _PART = 16
 # Sweeps before columns are solved on the items that have a weight by then.
 _FIRST = 3
-# A system of m unknowns costs less than sweeps over n where m^3 < 60 n^2.
-_CHEAP = 60
+# Some products with m x m numbers cost less than sweeps over n x n that many
+# columns share where m^2 < 500 n.
+_CHEAP = 500
 
 
 def sweep_columns(
@@ -98,9 +99,12 @@ def _room(now, left):
 
 def _finish(gram, columns, result, residual, left, l1, l2, tol):
   """Solves columns with few weights, in place; returns which are left."""
-  active = (result > 0) | (residual - l2 * result > l1)
-  few = left & (active.sum(0) ** 3 < _CHEAP * len(gram) ** 2)
-  found, solved = solve_active(gram, columns[few], active[:, few], l1, l2, tol)
+  ascent = residual - np.float32(l2) * result - np.float32(l1)
+  size = ((result > 0) | (ascent > 0)).sum(0).astype(float)
+  few = left & (size**2 < _CHEAP * len(gram))
+  found, solved = solve_active(
+    gram, columns[few], result[:, few], ascent[:, few], l1, l2, tol
+  )
   which = np.flatnonzero(few)[solved]
   result[:, which] = found[:, solved]
   left = left.copy()

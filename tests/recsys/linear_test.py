@@ -169,14 +169,15 @@ class SlimTest(parameterized.TestCase):
     self.assertTrue((weights[columns, np.arange(100)] == 0).all())
 
   def test_columns_that_cannot_be_solved_go_on(self):
-    # Equal items and hardly a penalty: systems are singular.
-    x = np.repeat(np.eye(6, 40, dtype=np.float32), 2, 0).T + np.eye(40, 12) * 0
-    x = (x + np.roll(x, 1, 0)).astype(np.float32)
+    # Twins and no penalty: any share of the two is an optimum.
+    x = np.repeat(np.eye(40, 6, dtype=np.float32), 2, 1)
+    x += np.roll(x, 1, 0)
     gram, columns = x.T @ x, np.arange(12)
-    active = np.ones((12, 12), bool)
-    _, solved = slim_active.solve_active(gram, columns, active, 0.1, 0.0, 1e-6)
+    with mock.patch.object(slim_active, '_STEPS', 0):
+      weights = slim_sweeps.sweep_columns(gram, columns, 0.1, 1e-6)
+      start = np.zeros((12, 12), np.float32), gram - np.float32(0.1)
+      _, solved = slim_active.solve_active(gram, columns, *start, 0.1, 0, 1e-6)
     self.assertFalse(solved.any())
-    weights = slim_sweeps.sweep_columns(gram, columns, 0.1, 1e-6)
     # The twin explains an item, up to the penalty: 1 - .1 / 2.
     np.testing.assert_allclose(weights[columns, columns ^ 1], 0.95, atol=1e-3)
 
