@@ -222,7 +222,7 @@ def _similarity(x, peers):
   import jax
 
   from jaxpapers.recsys import gram as gram_lib
-  from jaxpapers.recsys import selection, similarities
+  from jaxpapers.recsys import similarities
 
   found, times = _twice(
     lambda: similarities.similarity_top_k(x, 'cosine', k=_K)
@@ -236,15 +236,7 @@ def _similarity(x, peers):
   result['products_equal_scipy'] = bool(
     (np.asarray(gram[:, some]) == expected).all()
   )
-  block = gram[:1024]
-  for name, function in (
-    ('a block by bisection', selection.select_top_k),
-    ('a block by lax.top_k', jax.lax.top_k),
-  ):
-    program = jax.jit(lambda b, f=function: f(b, _K))
-    _, times = _twice(lambda p=program, b=block: jax.block_until_ready(p(b)))
-    result[name] = times
-  del gram, block
+  del gram
   if peers:
     _, result['torch'] = _once(lambda: _torch_neighbours(x))
   return result

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpapers.recsys import numpy_ties, selection
+from jaxpapers.recsys import numpy_ties
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.models import put_model, score
 
@@ -203,7 +203,7 @@ def top_items_device(
   scores = scores.at[seen].set(-jnp.inf, mode='drop')
   if ties == 'reverse':
     scores = scores[:, ::-1]
-  values, items = selection.top_k(scores, min(k, scores.shape[1]))
+  values, items = jax.lax.top_k(scores, min(k, scores.shape[1]))
   if ties == 'reverse':
     items = scores.shape[1] - 1 - items
   return jnp.where(values == -jnp.inf, -1, items), values, bad

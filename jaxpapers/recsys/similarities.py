@@ -27,7 +27,6 @@ import numpy as np
 
 from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.gram import BLOCK, device_gram, symmetric_gram
-from jaxpapers.recsys.selection import top_k as select_top_k
 
 KINDS = (
   'cosine',
@@ -494,4 +493,4 @@ def _device_block(
     **options,
   )
   own = first + jnp.arange(block)[:, None] == jnp.arange(gram.shape[0])
-  return select_top_k(jnp.where(own, 0, weights), k)
+  return jax.lax.top_k(jnp.where(own, 0, weights), k)

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
-from jaxpapers.recsys import selection, similarities
+from jaxpapers.recsys import similarities
 
 
 def _data(seed=0, shape=(60, 90), density=0.2):
@@ -21,40 +21,6 @@ def _data(seed=0, shape=(60, 90), density=0.2):
 
 def _accelerator():
   return mock.patch.object(jax, 'default_backend', lambda: 'gpu')
-
-
-class SelectionTest(parameterized.TestCase):
-  @parameterized.parameters('floats', 'ties', 'infinite', 'zeros')
-  def test_is_top_k(self, kind):
-    x = np.random.default_rng(0).standard_normal((7, 300)).astype(np.float32)
-    if kind == 'ties':
-      x = np.round(x)
-    elif kind == 'infinite':
-      x[:, ::3] = -np.inf
-      x[0] = -np.inf
-      x[1, 5] = np.inf
-    elif kind == 'zeros':
-      x = np.where(x > 0, np.float32(0), np.float32(-0.0))
-      # Whatever their signs, zeros are equal.
-      values, columns = selection.select_top_k(x, 40)
-      np.testing.assert_array_equal(values, np.zeros((7, 40)))
-      np.testing.assert_array_equal(columns, [np.arange(40)] * 7)
-      return
-    values, columns = selection.select_top_k(x, 40)
-    order = np.argsort(-x, axis=1, kind='stable')[:, :40]
-    np.testing.assert_array_equal(columns, order)
-    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
-
-  def test_where_it_is_used(self):
-    x = np.zeros((2, 4096), np.float32)
-    with mock.patch.object(selection, 'select_top_k') as used:
-      selection.top_k(x, 100)
-      used.assert_not_called()
-      with _accelerator():
-        selection.top_k(x, 100)
-        used.assert_called_once()
-        selection.top_k(x, 5)
-        used.assert_called_once()
 
 
 class AcceleratorTest(parameterized.TestCase):
