@@ -74,12 +74,12 @@ def sweep_columns(
     room = _room(len(where), int(left.sum()))
     if not (finish or room < len(where) or count == max_iter):
       continue
-    result[:, where] = np.asarray(weights)[:n]
+    now = np.array(weights)[:n]
     if finish:
-      left = _finish(
-        gram, columns, result, np.asarray(residual)[:n], left, l1, l2, tol
-      )
+      rest = np.asarray(residual)[:n]
+      left = _finish(gram, columns[where], now, rest, left, l1, l2, tol)
       room = _room(len(where), int(left.sum()))
+    result[:, where] = now
     if not left.any():
       break
     keep = np.resize(np.flatnonzero(left), room)
@@ -97,16 +97,16 @@ def _room(now, left):
   return now
 
 
-def _finish(gram, columns, result, residual, left, l1, l2, tol):
+def _finish(gram, columns, weights, residual, left, l1, l2, tol):
   """Solves columns with few weights, in place; returns which are left."""
-  ascent = residual - np.float32(l2) * result - np.float32(l1)
-  size = ((result > 0) | (ascent > 0)).sum(0).astype(float)
+  ascent = residual - np.float32(l2) * weights - np.float32(l1)
+  size = ((weights > 0) | (ascent > 0)).sum(0).astype(float)
   few = left & (size**2 < _CHEAP * len(gram))
   found, solved = solve_active(
-    gram, columns[few], result[:, few], ascent[:, few], l1, l2, tol
+    gram, columns[few], weights[:, few], ascent[:, few], l1, l2, tol
   )
   which = np.flatnonzero(few)[solved]
-  result[:, which] = found[:, solved]
+  weights[:, which] = found[:, solved]
   left = left.copy()
   left[which] = False
   return left
