@@ -83,7 +83,7 @@ def void_dead(
       died before it ended the trial; such a trial is ended with them.
 
   Returns:
-    How many trials were ended.
+    How many trials were ended, here or by another worker just now.
   """
   import optuna
 
@@ -92,7 +92,10 @@ def void_dead(
     if everybody or is_dead(trial.user_attrs.get(OWNER)):
       known = values(trial)
       state = states.FAIL if known is None else states.COMPLETE
-      study.tell(trial.number, known, state, skip_if_finished=True)
+      try:
+        study.tell(trial.number, known, state, skip_if_finished=True)
+      except optuna.exceptions.UpdateFinishedTrialError:
+        pass  # Another worker was faster, between two steps of `tell`.
       voided += 1
   return voided
 
@@ -124,7 +127,7 @@ def given_sampler(given: Mapping[str, Any]) -> Any:
 def this_process() -> dict[str, Any]:
   """What tells this process from all others, for `is_dead`."""
   pid = os.getpid()
-  return {'host': socket.gethostname(), 'pid': pid, 'started': _started(pid)}
+  return {'host': socket.gethostname(), 'pid': pid, 'started': _look(pid)[1]}
 
 
 def is_dead(owner: Mapping[str, Any] | None) -> bool:
@@ -144,17 +147,24 @@ def is_dead(owner: Mapping[str, Any] | None) -> bool:
     return True
   except PermissionError:  # It is somebody else's.
     pass
+  state, started = _look(owner['pid'])
+  if state in ('Z', 'X'):  # Killed, and its parent has not yet asked for it.
+    return True
   # Its number may have been given to another process; in a container that is
   # started again, programs often have the numbers they had before.
-  started = owner.get('started')
-  return started is not None and started != _started(owner['pid'])
+  then = owner.get('started')
+  return None not in (then, started) and then != started
 
 
-def _started(pid: int) -> str | None:
-  """When a process began, as Linux counts; None where it cannot be asked."""
+def _look(pid: int) -> tuple[str | None, str | None]:
+  """State of a process, and when it began, as Linux counts.
+
+  None where it cannot be asked: other systems, or somebody else's processes.
+  """
   try:
     content = pathlib.Path(f'/proc/{pid}/stat').read_bytes()
   except OSError:
-    return None
+    return None, None
   # Behind the program's name, in parentheses, in which there may be anything.
-  return content.rpartition(b')')[2].split()[19].decode()
+  fields = content.rpartition(b')')[2].split()
+  return fields[0].decode(), fields[19].decode()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import optuna
 from absl.testing import absltest, parameterized
@@ -99,6 +100,41 @@ class SharedStudiesTest(parameterized.TestCase):
       self.skipTest('this system does not say when a process began')
     # A process before this one, with its number.
     self.assertTrue(shared_studies.is_dead(mine | {'started': '1'}))
+
+  def test_killed_but_not_waited_for(self):
+    if not hasattr(os, 'waitid') or not os.path.exists('/proc/self/stat'):
+      self.skipTest('this system does not say in which state a process is')
+    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)
+    with mock.patch.object(os, 'getpid', lambda: child.pid):
+      owner = shared_studies.this_process()
+    self.assertFalse(shared_studies.is_dead(owner))
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    self.assertTrue(shared_studies.is_dead(owner))
+    child.communicate()
+    self.assertTrue(shared_studies.is_dead(owner))
+
+  def test_processes_that_may_not_be_looked_at(self):
+    mine = shared_studies.this_process()
+    with mock.patch.object(
+      pathlib.Path, 'read_bytes', side_effect=FileNotFoundError
+    ):
+      self.assertFalse(shared_studies.is_dead(mine | {'started': '1'}))
+
+  @parameterized.parameters('journal', 'database')
+  def test_two_void_the_same_trial(self, kind):
+    storage = storage_of(kind)
+    study, other = study_of(storage), study_of(storage)
+    trial = shared_studies.ask(study)
+    # The sampler hears of a trial after its state was read, and before it is
+    # written.
+    sampler = shared_studies.given_sampler({})
+    sampler.after_trial = lambda *_: other.tell(
+      trial.number, state=optuna.trial.TrialState.FAIL
+    )
+    study.sampler = sampler
+    self.assertEqual(shared_studies.void_dead(study, everybody=True), 1)
+    self.assertEqual(study.trials[0].state.name, 'FAIL')
 
   def test_given_sampler(self):
     given = {'a': 2, 'b': 'x'}
