@@ -91,13 +91,15 @@ def _host_ease(train, l2, dtype):
     )
   del factor
   diagonal = inverse.diagonal().copy()
-  weights = inverse.astype(np.float32)  # The lower triangle holds it.
+  # Rows of C, not columns of Fortran: products with profiles want them. The
+  # upper triangle holds it, then.
+  weights = np.ascontiguousarray(inverse.T, np.float32)
   del inverse
   for first in range(0, len(weights), 1024):
     block = slice(first, min(first + 1024, len(weights)))
-    weights[block, block.stop :] = weights[block.stop :, block].T
-    square = np.tril(weights[block, block])
-    weights[block, block] = square + np.tril(square, -1).T
+    weights[block.stop :, block] = weights[block, block.stop :].T
+    square = np.triu(weights[block, block])
+    weights[block, block] = square + np.triu(square, 1).T
   weights /= -diagonal.astype(np.float32)
   weights[np.diag_indices_from(weights)] = 0
   return weights
