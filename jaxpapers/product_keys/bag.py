@@ -123,8 +123,11 @@ def _checked(values, ids, impl):
     )
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     raise TypeError(f'ids is {ids.dtype}; expected integers.')
-  # Negative ids would count from the end.
-  return values, jnp.where(ids < 0, values.shape[0], ids)
+  if ids.dtype.itemsize < 4:  # The number of rows may not fit.
+    ids = ids.astype(jnp.int32)
+  # Negative ids would count from the end; of 64 bits half are looked at.
+  outside = (ids < 0) | (ids >= values.shape[0])
+  return values, jnp.where(outside, values.shape[0], ids)
 
 
 # Compiled once for each shape, also where the caller compiles nothing.
@@ -229,7 +232,8 @@ def _bag_backward(impl, saved, g):
   return (
     _add_rows(values, ids, weights, g),
     np.zeros(ids.shape, jax.dtypes.float0),
-    _dot_rows(impl, values, ids, g).astype(weights.dtype),
+    # With gradients of their own: kernels have none.
+    _dot(impl, values, ids, g).astype(weights.dtype),
   )
 
 
@@ -250,7 +254,7 @@ def _dot_backward(impl, saved, g):
   return (
     _add_rows(values, ids, g, x),
     np.zeros(ids.shape, jax.dtypes.float0),
-    _sum_rows(impl, values, ids, g).astype(x.dtype),
+    _bag(impl, values, ids, g).astype(x.dtype),
   )
 
 
@@ -278,7 +282,7 @@ def _choose(impl, scan, gather, pallas, on_gpus, *arguments):
   # When the platform is known, which under jit and ahead of time is later than
   # here.
   by_platform = jax.lax.platform_dependent
-  if 0 in arguments[1].shape:  # A kernel would have an empty grid.
+  if 0 in (*arguments[0].shape, *arguments[1].shape):  # An empty grid.
     return scan(*arguments)
   if impl == 'auto':
     gpus = pallas if _has_one_new_gpu() else on_gpus

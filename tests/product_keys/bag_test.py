@@ -61,6 +61,53 @@ class BagTest(parameterized.TestCase):
       for g, w in zip(gradients, wanted):
         np.testing.assert_allclose(g, w, atol=1e-5)
 
+  @parameterized.parameters('scan', 'pallas')
+  def test_gradients_of_gradients(self, impl):
+    values, ids, weights, x = case()
+    other = {'bag': weights, 'dot': x}
+    ours = {
+      'bag': lambda v, w: bag.embedding_bag(v, ids, w, impl=impl),
+      'dot': lambda v, x: bag.embedding_dot(v, ids, x, impl=impl),
+    }
+    plain = {
+      'bag': lambda v, w: jnp.einsum('tr,trd->td', w, v[ids]),
+      'dot': lambda v, x: jnp.einsum('td,trd->tr', x, v[ids]),
+    }
+
+    def twice(function):
+      def first(*arguments):
+        gradients = jax.grad(lambda *a: jnp.sin(function(*a)).sum(), (0, 1))
+        return sum((g**2).sum() for g in gradients(*arguments))
+
+      return jax.grad(first, (0, 1))
+
+    for kind, b in other.items():
+      got, expected = (twice(f[kind])(values, b) for f in (ours, plain))
+      for g, w in zip(got, expected, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4)
+    whole = np.round(10 * values).astype(np.int8)
+
+    def bend(w):
+      y = bag.embedding_bag(whole, ids, w, impl=impl)
+      return (jax.grad(lambda w: (y * y).sum())(w) + (y * y).sum()).sum()
+
+    self.assertTrue(bool(jnp.isfinite(jax.grad(bend)(weights)).all()))
+
+  @parameterized.parameters('int8', 'uint8', 'int64')
+  def test_types_of_ids(self, dtype):
+    values, ids, weights, x = case(n=300)
+    ids = ids % 100
+    expected = bag.embedding_bag(values, ids, weights)
+    with jax.enable_x64(True):
+      ids = ids.astype(dtype)
+      y = bag.embedding_bag(values, ids, weights)
+      np.testing.assert_array_equal(y, expected)
+      if dtype == 'int64':
+        far = ids + 2**32
+        for impl in ('scan', 'gather', 'pallas'):
+          y = bag.embedding_bag(values, far, weights, impl=impl)
+          np.testing.assert_array_equal(y, np.zeros_like(expected))
+
   @parameterized.parameters('scan', 'gather', 'pallas')
   def test_vmap(self, impl):
     values, ids, weights, x = map(
@@ -173,6 +220,11 @@ class BagTest(parameterized.TestCase):
       np.testing.assert_array_equal(y, np.zeros((t, 3)))
       y = bag.embedding_dot(values, ids, jnp.ones((t, 3)), impl=impl)
       self.assertEqual(y.shape, (t, r))
+    ids, weights = jnp.zeros((2, 4), int), jnp.ones((2, 4))
+    y = bag.embedding_bag(values[:, :0], ids, weights, impl=impl)
+    self.assertEqual(y.shape, (2, 0))
+    y = bag.embedding_dot(values[:, :0], ids, jnp.ones((2, 0)), impl=impl)
+    np.testing.assert_array_equal(y, np.zeros((2, 4)))
 
   @parameterized.parameters(('scan', 4), ('gather', 40))
   def test_temporaries(self, impl, mebibytes):
