@@ -12,6 +12,7 @@ from jaxpapers.recsys.data import Interactions
 from jaxpapers.recsys.linear import dense_gram
 from jaxpapers.recsys.models import ItemModel
 from jaxpapers.recsys.similarities import check_k, sparse_top_k
+from jaxpapers.recsys.slim_active import solve_met
 from jaxpapers.recsys.slim_sweeps import sweep_columns
 
 # Up to here the Gram matrix is kept dense on the host: 1 GB.
@@ -19,6 +20,10 @@ _DENSE = 16_384
 # Up to here all items are candidates for all others: matrix products are faster
 # than choosing.
 _SWEEP = 6144
+# Up to here, and up to this share of pairs of items that meet at all, each item
+# is explained by those that it meets: 4 GB.
+_MET = 32_768
+_FEW = 0.1
 # Items in the first working set.
 _FIRST = 64
 
@@ -38,8 +43,8 @@ def slim_elastic_net(
   For each item j: min over w >= 0, w_j = 0 of
   |r_j - R w|^2 / (2 users) + alpha l1_ratio |w|_1
   + alpha (1 - l1_ratio) |w|^2 / 2, solved for many items at once on the Gram
-  matrix: by cyclic coordinate descent on the CPU, by accelerated proximal
-  gradients on a device.
+  matrix: on the CPU by cyclic coordinate descent, and exactly on the items that
+  have a weight; by accelerated proximal gradients on a device.
 
   Args:
     train: Interactions, not negative.
@@ -73,6 +78,9 @@ def slim_elastic_net(
   gram = _sparse_gram(train)
   if n <= 512 or (gram.nnz > 0.2 * n * n and jax.default_backend() != 'cpu'):
     blocks = _dense_blocks(dense_gram(train), settings, block)
+  elif jax.default_backend() == 'cpu' and n <= _MET and gram.nnz < _FEW * n * n:
+    del gram
+    blocks = _met(dense_gram(train), settings, block)
   elif n <= _DENSE:
     blocks = _working_sets(gram.toarray(), settings, block)
   else:
@@ -117,6 +125,21 @@ def _sweeps(gram, settings, block):
     padded = np.resize(columns, min(block, n))
     weights = sweep_columns(gram, padded, l1, l2, tol=tol, max_iter=max_iter)
     yield first, weights[:, : len(columns)]
+
+
+def _met(gram, settings, block):
+  """Each item on those that it meets; what that does not solve, by sweeps."""
+  l1, l2, tol, max_iter = settings
+  # As in sweeps: below this a weight of float32 cannot come to rest.
+  least = max(tol, 4 * float(np.finfo(gram.dtype).eps))
+  for first in range(0, len(gram), block):
+    columns = np.arange(first, min(first + block, len(gram)))
+    weights, solved = solve_met(gram, columns, l1, l2, least)
+    if not solved.all():
+      weights[:, ~solved] = sweep_columns(
+        gram, columns[~solved], l1, l2, tol=tol, max_iter=max_iter
+      )
+    yield first, weights
 
 
 def _lipschitz(gram, iterations=50):

@@ -89,6 +89,42 @@ def solve_active(
   return found.T, solved
 
 
+def solve_met(
+  gram: Any, columns: Any, l1: float, l2: float, tol: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """The same without a beginning, each item on all that it meets.
+
+  With R >= 0 and w >= 0 an item gets no weight where g_ij <= l1: nothing else
+  has to be looked at. For catalogues where an item meets few others.
+
+  Args:
+    gram: G = R'R, float32 `[n, n]`, not negative.
+    columns: Items to explain, int `[b]`.
+    l1: See `solve_active`.
+    l2: See `solve_active`.
+    tol: See `solve_active`.
+
+  Returns:
+    See `solve_active`.
+  """
+  l1, l2 = np.float32(l1), np.float32(l2)
+  curvature = np.diagonal(gram) + l2
+  weights = np.zeros((len(columns), len(gram)), np.float32)
+  solved = np.ones(len(columns), bool)
+  for k, column in enumerate(columns):
+    rows = np.flatnonzero(gram[column] > l1)
+    rows = rows[rows != column]
+    weights[k, rows], solved[k] = _solve(
+      gram[rows[:, None], rows],
+      gram[column, rows] - l1,
+      curvature[rows],
+      np.zeros(len(rows), np.float32),
+      l2,
+      tol,
+    )
+  return weights.T, solved
+
+
 def _solve(gram, right, curvature, start, l2, tol):
   """Weights among some items, and whether they are the optimum."""
   weights = np.zeros_like(start)

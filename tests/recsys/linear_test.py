@@ -118,6 +118,8 @@ class SlimTest(parameterized.TestCase):
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
     found = [b for _, b in slim._working_sets(gram.toarray(), settings, 16)]
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    found = [b for _, b in slim._met(gram.toarray(), settings, 16)]
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
     found = [b for _, b in slim._dense_blocks(gram.toarray(), settings, 16)]
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
 

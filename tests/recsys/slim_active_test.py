@@ -34,6 +34,19 @@ class SlimActiveTest(parameterized.TestCase):
     self.assertTrue((weights[columns, np.arange(128)] == 0).all())
     self.assertEqual((weights > 0).any(0).sum(), 128 - alone)
 
+  def test_on_what_is_met(self):
+    # Seven users for an item, of sixteen groups that do not meet.
+    rng = np.random.default_rng(0)
+    x = np.kron(np.eye(16), np.ones((12, 8))) * (rng.random((192, 128)) < 0.6)
+    x = x.astype(np.float32)
+    gram, columns = x.T @ x, np.arange(128)
+    met, solved = slim_active.solve_met(gram, columns, 0.3, 3.0, 1e-6)
+    self.assertTrue(solved.all())
+    with mock.patch.object(slim_sweeps, '_CHEAP', 0):
+      swept = slim_sweeps.sweep_columns(gram, columns, 0.3, 3.0, tol=1e-6)
+    # Changes of 1e-6 are left by sweeps, and some as large to come.
+    np.testing.assert_allclose(met, swept, atol=1e-5)
+
   def test_columns_that_cannot_be_solved_go_on(self):
     # Twins and no penalty: any share of the two is an optimum.
     x = np.repeat(np.eye(40, 6, dtype=np.float32), 2, 1)
