@@ -46,9 +46,9 @@ def embedding_bag(
     impl: 'scan' reads the r-th row of all tokens at a time, 'gather' all rows
       of as many tokens as 16 MiB hold, 'pallas' is a kernel for GPUs
       (`bag_pallas`; interpreted on CPU, 'gather' on TPU). 'auto' is the kernel
-      in a process with one GPU (of compute capability 8.0 or more), 'scan' on
-      CPUs and on several GPUs, among which a table may be split, and 'gather'
-      on TPUs.
+      where all processes together have one GPU (of compute capability 8.0 or
+      more), 'scan' on CPUs and on other GPUs, among which a table may be split,
+      and 'gather' on TPUs.
 
   Returns:
     `[T, D]`, float32 or wider.
@@ -87,7 +87,7 @@ def embedding_dot(
     ids: Rows, integers `[T, R]`. Those out of range give 0.
     x: `[T, D]`.
     impl: See `embedding_bag`; 'scan' here reads all rows of as many tokens as 2
-      MiB hold, and several GPUs gather.
+      MiB hold, and GPUs without the kernel gather.
 
   Returns:
     `[T, R]`, float32 or wider.
