@@ -145,6 +145,9 @@ def run_sweep(
     value = float(results.pop('value'))
     good = math.isfinite(value)
     trial.set_user_attr('results', results)
+    if good:
+      # Again: whoever is killed before the study is told has written it down.
+      trial.set_user_attr('value', value)
     trial.set_user_attr('status', 'ok' if good else FAILED)
     if good:
       study.tell(trial, value)
@@ -239,12 +242,17 @@ def read_sweep(points: Sequence[Mapping[str, Any]], study: Any) -> list[Trial]:
       Trial(
         point,
         dict(points[point]),
-        trial.value if status == 'ok' else None,
+        _value_of(trial) if status == 'ok' else None,
         trial.user_attrs['results'],
         status,
       ),
     )
   return [found[point] for point in sorted(found)]
+
+
+def _value_of(trial):
+  # Older studies have no attribute.
+  return trial.user_attrs.get('value', trial.value)
 
 
 @dataclasses.dataclass(frozen=True)

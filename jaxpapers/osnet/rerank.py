@@ -208,7 +208,7 @@ def k_reciprocal_rows(
   described = _described(qf, gf, k1, k2, metric, squared_input, block)
 
   def rows(chosen):
-    chosen = jnp.asarray(np.arange(len(qf))[chosen])
+    chosen = jnp.asarray(np.atleast_1d(np.arange(len(qf))[chosen]))
     return np.asarray(
       _whole_rows(*described, chosen, lam, len(qf), metric, squared_input)
     )

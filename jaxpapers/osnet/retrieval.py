@@ -56,6 +56,10 @@ def nearest(
       f'gf has shape {list(shape)}; expected [G, {qf.shape[1]}], G > 0, as qf'
       f' has shape {list(qf.shape)}.'
     )
+  if not jnp.issubdtype(getattr(gf, 'dtype', jnp.float32), jnp.floating):
+    raise ValueError(
+      f'gf is of dtype {gf.dtype}; expected floating point features.'
+    )
   if not 1 <= k <= len(gf):
     raise ValueError(
       f'k is {k}; expected 1 to {len(gf)}, the size of the gallery.'
@@ -140,11 +144,14 @@ def smallest(dist: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   GPUs.
 
   Args:
-    dist: [Q, n].
+    dist: [Q, n], without NaN.
     k: How many, 1 to n.
 
   Returns:
     [Q, k] and int32 [Q, k]; of equal numbers the first comes first.
+
+  Raises:
+    ValueError: k is not in 1 .. n.
 
   Example:
     >>> values, places = smallest(jnp.array([[3.0, 1.0, 2.0, 1.0]]), 3)
@@ -152,6 +159,8 @@ def smallest(dist: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ([[1.0, 1.0, 2.0]], [[1, 3, 2]])
   """
   rows, number = dist.shape
+  if not 1 <= k <= number:
+    raise ValueError(f'k is {k}; expected 1 to {number}.')
   width = math.isqrt(number // k)
   if width < 4:
     return _by_top_k(dist, k)

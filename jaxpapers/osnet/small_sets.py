@@ -18,7 +18,7 @@ from jaxpapers.osnet.splits import (
   counted,
   make_split,
 )
-from jaxpapers.osnet.viper import VIPeR, half_split
+from jaxpapers.osnet.viper import VIPeR, half_split, halves
 
 # People of PRID whom both cameras have; others of the same number differ.
 _PRID_SHARED = 200
@@ -90,7 +90,9 @@ def _grid_training(path, split):
       ' third field lists people.'
     ) from error
   if not 0 <= split < len(people):
-    raise ValueError(f'split is {split}; expected 0 to {len(people) - 1}.')
+    raise ValueError(
+      f'split of grid is {split}; expected 0 to {len(people) - 1}.'
+    )
   return people[split]
 
 
@@ -123,7 +125,7 @@ def CUHK01(
   )
   every = _named(
     folder / 'campus',
-    lambda name: (int(name[:4]), (int(name[4:7]) - 1) // 2),
+    _cuhk01_person,
     '0001001.png',
   )
   sides = (chosen(every, every.camids == camera) for camera in (0, 1))
@@ -170,7 +172,7 @@ def iLIDS(
       f'{folder / "Persons"}: person {people[number.argmin()]} has one image;'
       ' expected two or more of each.'
     )
-  rng, (trained, tested) = _halves(people, split, num_splits, seed)
+  rng, (trained, tested) = halves('ilids', people, split, num_splits, seed)
   pairs = np.array(
     [
       rng.choice(np.flatnonzero(every.pids == pid), 2, replace=False)
@@ -189,7 +191,8 @@ def PRID(
 
   The 100 others of camera a are looked for in camera b, among them the 549 whom
   only b has. With an odd split it is the other way round: camera a has 185 more
-  people. Numbers beyond 200 are other people in each camera.
+  people. Numbers beyond 200 are other people in each camera; they are part of
+  the gallery, and with `combine_all` of the images to train on, one of each.
 
   Args:
     root: The folder that holds single_shot, or one above it, named prid_2011,
@@ -227,7 +230,7 @@ def PRID(
   ]
   shared = np.intersect1d(*(part.pids for part in cameras))
   shared = shared[shared <= _PRID_SHARED]
-  _, (trained, _) = _halves(shared, split, 2 * num_splits, seed, directions=2)
+  _, (trained, _) = halves('prid', shared, split, 2 * num_splits, seed, 2)
   train = concatenated(
     [chosen(part, np.isin(part.pids, trained)) for part in cameras]
   )
@@ -236,6 +239,13 @@ def PRID(
   rest = [chosen(part, ~np.isin(part.pids, trained)) for part in cameras]
   query = chosen(rest[0], np.isin(rest[0].pids, shared))
   return counted(ReIDDataset('prid', train, query, rest[1]))
+
+
+def _cuhk01_person(name):
+  number = int(name[4:7])
+  if not 1 <= number <= 4:
+    raise ValueError('no image of two cameras')
+  return int(name[:4]), (number - 1) // 2
 
 
 def _prid_person(name):
@@ -279,17 +289,6 @@ def _named(folder, parse, example):
         f'{folder / name}: expected a name such as {example}.'
       ) from error
   return make_split(folder, names, *zip(*found, strict=True))
-
-
-def _halves(people, split, number, seed, directions=1):
-  """A generator, and the people of training and of test by it."""
-  if not 0 <= split < number:
-    raise ValueError(f'split is {split}; expected 0 to {number - 1}.')
-  if len(people) < 2:
-    raise ValueError(f'{len(people)} people were found; expected two or more.')
-  rng = np.random.default_rng([seed, split // directions])
-  order = rng.permutation(people)
-  return rng, (order[: len(order) // 2], order[len(order) // 2 :])
 
 
 def _taken(split, index):

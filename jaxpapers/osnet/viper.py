@@ -64,6 +64,34 @@ def VIPeR(
   return half_split('viper', *parts, split=split, num=num_splits, seed=seed)
 
 
+def halves(name, people, split, number, seed, directions=1):
+  """A generator, and the people of training and of test by it.
+
+  Args:
+    name: Of the data set, for errors.
+    people: Their numbers, `[n]`.
+    split: Which one.
+    number: How many there are.
+    seed: Of the draw.
+    directions: How many splits share a draw.
+
+  Returns:
+    A NumPy generator and two arrays of numbers.
+
+  Raises:
+    ValueError: There is no such split, or fewer than two people.
+  """
+  if not 0 <= split < number:
+    raise ValueError(f'split of {name} is {split}; expected 0 to {number - 1}.')
+  if len(people) < 2:
+    raise ValueError(
+      f'{name}: {len(people)} people that can be split; expected two or more.'
+    )
+  rng = np.random.default_rng([seed, split // directions])
+  order = rng.permutation(people)
+  return rng, (order[: len(order) // 2], order[len(order) // 2 :])
+
+
 def half_split(
   name: str,
   first: ReIDSplit,
@@ -96,15 +124,8 @@ def half_split(
     >>> len(data.train.paths), len(data.query.paths), len(data.gallery.paths)
     (2, 1, 1)
   """
-  if not 0 <= split < 2 * num:
-    raise ValueError(f'split is {split}; expected 0 to {2 * num - 1}.')
   people = np.intersect1d(first.pids, second.pids)
-  if len(people) < 2:
-    raise ValueError(
-      f'{len(people)} people are in both cameras; expected two or more.'
-    )
-  order = np.random.default_rng([seed, split // 2]).permutation(people)
-  trained, tested = order[: len(order) // 2], order[len(order) // 2 :]
+  _, (trained, tested) = halves(name, people, split, 2 * num, seed, 2)
 
   def of(part, chosen):
     kept = np.flatnonzero(np.isin(part.pids, chosen))

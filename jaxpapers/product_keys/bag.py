@@ -285,7 +285,9 @@ def _choose(impl, scan, gather, pallas, on_gpus, *arguments):
   if 0 in (*arguments[0].shape, *arguments[1].shape):  # An empty grid.
     return scan(*arguments)
   if impl == 'auto':
-    gpus = pallas if _has_one_new_gpu() else on_gpus
+    # Kernels count elements in 32 bits.
+    small = arguments[0].size < 2**31
+    gpus = pallas if small and _has_one_new_gpu() else on_gpus
     return by_platform(
       *arguments, cpu=scan, cuda=gpus, rocm=on_gpus, default=gather
     )

@@ -154,9 +154,8 @@ def run_search(
   shared_studies.void_dead(study, retry, _value_of)
   while True:
     if not _slots_left(study, state, n_trials):
-      if shared_studies.void_dead(
-        study, values=_value_of
-      ):  # Somebody died in the meantime.
+      # Somebody may have died in the meantime.
+      if shared_studies.void_dead(study, values=_value_of):
         continue
       break
     trial = shared_studies.ask(study)
@@ -256,7 +255,10 @@ def _read(study, n_trials):
       Trial(
         attributes[_SLOT],
         attributes['parameters'],
-        trial.value if attributes[_STATUS] == 'ok' else None,
+        # Before the study is told, and in older studies, it is in one place.
+        attributes.get(_VALUE, trial.value)
+        if attributes[_STATUS] == 'ok'
+        else None,
         attributes['results'],
         attributes['error'],
       ),

@@ -122,6 +122,17 @@ class SweepTest(parameterized.TestCase):
     trials = sweep.run_sweep(fine, points, storage=storage, retry=True)
     self.assertEqual([t.params['size'] for t in trials], [1, 2, 3])
 
+  def test_killed_before_the_study_was_told(self):
+    storage = self.folder / 'sweep.journal'
+    points = sweep.grid_points({'size': (1, 2)})
+    fine = lambda point: {'value': point['size'] / 4, 'test': []}  # noqa: E731
+    whole = sweep.run_sweep(fine, points, storage=str(storage))
+    lines = storage.read_text().splitlines(keepends=True)
+    storage.write_text(''.join(lines[:-1]))
+    again = sweep.run_sweep(fine, points, storage=str(storage), retry=True)
+    self.assertEqual(again, whole)
+    self.assertEqual([trial.value for trial in again], [0.25, 0.5])
+
   def test_selection(self):
     trials = sweep.run_sweep(run, sweep.grid_points(GRID))
     chosen = sweep.select(trials, ('size',))

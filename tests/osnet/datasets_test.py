@@ -282,7 +282,7 @@ class CUHK03Test(_Folder):
     (self.folder / 'splits_classic.json').unlink()
     again = datasets.CUHK03(self.folder, protocol='classic', split=1)
     self.assertEqual(again.query.paths, classic.query.paths)
-    with self.assertRaisesRegex(ValueError, 'split is 2; expected 0 to 1'):
+    with self.assertRaisesRegex(ValueError, 'is 2; expected 0 to 1'):
       datasets.CUHK03(self.folder, protocol='classic', split=2)
     with self.assertRaisesRegex(ValueError, "cuhk03 is 'new'"):
       datasets.open_reid('cuhk03', self.folder, cuhk03='new')
@@ -336,7 +336,7 @@ class VIPeRTest(_Folder):
       again = datasets.VIPeR(self.folder, split=split)
       self.assertEqual(again.query.paths, one.query.paths)
     self.assertGreater(len(seen), 1)
-    with self.assertRaisesRegex(ValueError, 'split is 20; expected 0 to 19'):
+    with self.assertRaisesRegex(ValueError, 'is 20; expected 0 to 19'):
       datasets.VIPeR(self.folder, split=20)
 
   def test_missing(self):

@@ -66,6 +66,7 @@ class RerankTest(parameterized.TestCase):
     rows = rerank.k_reciprocal_rows(qf, gf, metric=metric, block=20, **options)
     chosen = np.array([3, 14, 3])
     np.testing.assert_allclose(rows(chosen), dense[chosen], atol=2e-6)
+    np.testing.assert_array_equal(rows(2), rows([2]))
     labels = (np.arange(15) % 12, (np.arange(60) + 3) % 12)
     cameras = (np.zeros(15, int), np.ones(60, int))
     found, expected = (
@@ -230,6 +231,17 @@ class NearestTest(parameterized.TestCase):
   def test_bad_k(self, k):
     with self.assertRaisesRegex(ValueError, f'k is {k}; expected 1 to 60'):
       retrieval.nearest(*_features(), k)
+
+  @parameterized.parameters(np.asarray, jnp.asarray)
+  def test_integers(self, of):
+    qf, gf = _features()
+    with self.assertRaisesRegex(ValueError, 'gf is of dtype int32'):
+      retrieval.nearest(qf, of(gf.astype(np.int32)), 2)
+
+  @parameterized.parameters(0, 9)
+  def test_bad_k_of_a_row(self, k):
+    with self.assertRaisesRegex(ValueError, f'k is {k}; expected 1 to 8'):
+      retrieval.smallest(jnp.ones((2, 8)), k)
 
   def test_out_of_range(self):
     large = np.array([[3e20], [-3e20]], np.float32)

@@ -66,7 +66,7 @@ class SmallSetsTest(parameterized.TestCase):
     self.assertEqual(self.open('grid', 1).query.pids.tolist(), [3, 4, 5])
     everyone = self.open('grid', combine_all=True).train
     self.assertEqual(sorted(set(everyone.pids.tolist())), [1, 2, 3, 4, 5, 6])
-    with self.assertRaisesRegex(ValueError, 'split is 2; expected 0 to 1'):
+    with self.assertRaisesRegex(ValueError, 'is 2; expected 0 to 1'):
       self.open('grid', 2)
     scipy.io.savemat(path, {'trainIdxAll': np.zeros((1, 2))})
     with self.assertRaisesRegex(CorruptFileError, 'trainIdxAll'):
@@ -93,8 +93,13 @@ class SmallSetsTest(parameterized.TestCase):
     self.assertEqual(swapped.query.paths, one.gallery.paths)
     seen = {self.open('cuhk01', s).query.paths for s in range(0, 12, 2)}
     self.assertGreater(len(seen), 1)
-    with self.assertRaisesRegex(ValueError, 'split is 20; expected 0 to 19'):
+    with self.assertRaisesRegex(
+      ValueError, 'of cuhk01 is 20; expected 0 to 19'
+    ):
       self.open('cuhk01', 20)
+    self.write('cuhk01/campus', ['0001005.png'])
+    with self.assertRaisesRegex(ValueError, 'a name such as 0001001.png'):
+      self.open('cuhk01')
 
   def test_ilids(self):
     place = 'ilids/i-LIDS_Pedestrian/Persons'
@@ -115,7 +120,9 @@ class SmallSetsTest(parameterized.TestCase):
       self.assertEqual(self.open('ilids', split).query.paths, data.query.paths)
       seen.add(data.query.paths)
     self.assertGreater(len(seen), 1)
-    with self.assertRaisesRegex(ValueError, 'split is 10; expected 0 to 9'):
+    with self.assertRaisesRegex(
+      ValueError, 'split of ilids is 10; expected 0 to 9'
+    ):
       self.open('ilids', 10)
     self.write(place, ['0009001.jpg'])
     with self.assertRaisesRegex(ValueError, 'person 9 has one image'):

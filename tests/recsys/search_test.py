@@ -222,6 +222,12 @@ class SearchTest(parameterized.TestCase):
       journal.write_text(''.join(lines[:n]))
       found = search.run_search(objective, space, 3, 2, str(journal))
       self.assertEqual(found, expected, n)
+    journal = place / 'nearly'
+    journal.write_text(''.join(lines[:-1]))
+    self.assertEqual(
+      search.read_search(str(journal), n_trials=3)[-1].value,
+      expected.trials[-1].value,
+    )
 
 
 class StudyTest(parameterized.TestCase):
