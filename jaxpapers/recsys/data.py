@@ -73,7 +73,7 @@ class Interactions:
     Returns:
       Row, from 0 to b - 1, and item of each, int32 `[n]`.
     """
-    users = np.asarray(users)
+    users = np.asarray(users, int)
     lengths = np.diff(self.row_starts)[users]
     rows = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
     ends = np.cumsum(lengths)
@@ -384,7 +384,11 @@ def overlap(first: Interactions, second: Interactions) -> np.ndarray:
     )
     result[places.multiply(ones).data - 1] = True
     return result
-  return np.isin(second.keys(), first.keys(), assume_unique=True)
+  width = max(first.num_items, second.num_items)
+  known, asked = (
+    x.user.astype(np.int64) * width + x.item for x in (first, second)
+  )
+  return np.isin(asked, known, assume_unique=True)
 
 
 def _ids(column: Any, name: str) -> np.ndarray:

@@ -48,8 +48,9 @@ def device_gram(
 
   Only the stored entries go to the device, where a block of rows is laid out.
   Numbers that bfloat16 holds exactly (0 and 1, ratings in half stars) are
-  multiplied as such and summed in float32: their products are exact, and the
-  sums up to 2^24. Others are multiplied in float32.
+  multiplied as such and summed in float32: their products are exact, and sums
+  of whole numbers up to 2^24 (of quarters up to 2^22). Others are multiplied
+  in float32.
 
   Args:
     x: scipy sparse matrix, `[rows, n]`.
@@ -58,9 +59,20 @@ def device_gram(
 
   Returns:
     float32 `[n, n]`.
+
+  Raises:
+    ValueError: `row_weights` has another length.
   """
   x = x.tocsr()
+  if not x.has_canonical_format:  # Entries of one place are added up.
+    x = x.copy()
+    x.sum_duplicates()
   rows, n = x.shape
+  if row_weights is not None and np.shape(row_weights) != (rows,):
+    raise ValueError(
+      f'row_weights has shape {np.shape(row_weights)}; expected ({rows},), one'
+      ' for each row.'
+    )
   exact = row_weights is None and bool(
     (x.data == x.data.astype(jnp.bfloat16).astype(x.data.dtype)).all()
   )

@@ -192,14 +192,24 @@ def ideal_gains(
   return total, ideal, ideal_at
 
 
+_MASK_BYTES = 1 << 29
+
+
 def hits_of_lists(
   lists: Lists, test: Interactions, graded: bool
 ) -> tuple[np.ndarray, np.ndarray]:
   """Whether each recommendation is a test item, and its gain; `[b, k]`."""
   valid = lists.items >= 0
   if jax.default_backend() != 'cpu' and not graded:
-    at = pad_pairs([test.pairs_of(lists.users)], len(lists.users))
-    hit = np.asarray(_look_up(lists.items, at, test.num_items))
+    # A mask of users and items is laid out, of so many users at a time.
+    rows = max(1, _MASK_BYTES // max(test.num_items, 1))
+    hits = [np.zeros((0, lists.items.shape[1]), bool)]
+    for first in range(0, len(lists.users), rows):
+      part = slice(first, first + rows)
+      users = lists.users[part]
+      at = pad_pairs([test.pairs_of(users)], len(users))
+      hits.append(np.asarray(_look_up(lists.items[part], at, test.num_items)))
+    hit = np.concatenate(hits)
     return hit, hit.astype(np.float64)
   keys = lists.users[:, None].astype(np.int64) * test.num_items + lists.items
   known = test.keys()

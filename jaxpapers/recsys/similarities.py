@@ -212,6 +212,7 @@ def prepare_sparse(x, kind):
   from jaxpapers.recsys import optional
 
   x = optional.sparse().csr_array(x, dtype=np.float32, copy=True)
+  x.sum_duplicates()  # Norms are made from what is stored.
   if kind in _SETS:
     x.data = (x.data != 0).astype(np.float32)
   elif kind in ('pearson', 'adjusted'):

@@ -8,9 +8,10 @@ from unittest import mock
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import sparse
 
 from jaxpapers import recsys
-from jaxpapers.recsys import similarities
+from jaxpapers.recsys import gram, metrics, similarities
 
 
 def _data(seed=0, shape=(60, 90), density=0.2):
@@ -39,6 +40,21 @@ class AcceleratorTest(parameterized.TestCase):
       found = similarities.similarity_top_k(x, kind, k=7, block=32, **options)
     np.testing.assert_allclose(found.toarray(), host.toarray(), rtol=2e-5)
 
+  def test_entries_of_one_place_are_added(self):
+    twice = sparse.csr_array(
+      (np.ones(4), [0, 0, 1, 1], [0, 3, 4]), shape=(2, 2)
+    )
+    expected = (twice.toarray().T @ twice.toarray()).tolist()
+    self.assertEqual(gram.symmetric_gram(twice).tolist(), expected)
+    self.assertEqual(np.asarray(gram.device_gram(twice)).tolist(), expected)
+    host = similarities.similarity_top_k(twice, 'cosine', k=2).toarray()
+    np.testing.assert_allclose(host[0, 1], 0.5**0.5, rtol=1e-5)
+    with _accelerator():
+      found = similarities.similarity_top_k(twice, 'cosine', k=2)
+    np.testing.assert_allclose(found.toarray(), host, rtol=1e-6)
+    with self.assertRaisesRegex(ValueError, r'row_weights has shape \(3,\)'):
+      gram.device_gram(twice, np.ones(3))
+
   def test_ease(self):
     x = _data()
     host = recsys.ease(x, 20.0)
@@ -57,7 +73,9 @@ class AcceleratorTest(parameterized.TestCase):
     for model in (factors, recsys.ease(train), recsys.item_knn(train)):
       options = {'ignore_items': [3, 50], 'block': 16}
       host = recsys.evaluate_model(model, train, test, (3, 20), **options)
-      with _accelerator():
+      # Hits of 6 users at a time.
+      few = mock.patch.object(metrics, '_MASK_BYTES', 90 * 6)
+      with _accelerator(), few:
         found = recsys.evaluate_model(model, train, test, (3, 20), **options)
       self.assertEqual(found.report, host.report)
       np.testing.assert_array_equal(found.lists.items, host.lists.items)

@@ -71,6 +71,10 @@ class InteractionsTest(parameterized.TestCase):
     both = recsys.union(first, second)
     np.testing.assert_array_equal(both.to_dense(), x.to_dense())
     self.assertEqual(int(recsys.overlap(x, second).sum()), len(second))
+    wide = recsys.interactions([0, 1, 2], [4, 3, 2], shape=(3, 5))
+    found = recsys.overlap(recsys.from_dense(np.eye(3, 4)), wide)
+    self.assertEqual(found.tolist(), [False, False, True])
+    self.assertEqual([len(a) for a in x.pairs_of([])], [0, 0])
 
   def test_empty_data(self):
     x = recsys.interactions([], [], shape=(3, 4))
