@@ -21,6 +21,8 @@ _STEPS = 60
 # Items whose weight would be less negative than this part of the largest are
 # near to having one.
 _NEAR = 0.005
+# An item that meets more is left to others: its products would take 256 MB.
+_MOST = 8192
 
 
 def solve_active(
@@ -105,7 +107,7 @@ def solve_met(
     tol: See `solve_active`.
 
   Returns:
-    See `solve_active`.
+    See `solve_active`; items that meet thousands of others are left unsolved.
   """
   l1, l2 = np.float32(l1), np.float32(l2)
   curvature = np.diagonal(gram) + l2
@@ -114,6 +116,9 @@ def solve_met(
   for k, column in enumerate(columns):
     rows = np.flatnonzero(gram[column] > l1)
     rows = rows[rows != column]
+    if len(rows) > _MOST:
+      solved[k] = False
+      continue
     weights[k, rows], solved[k] = _solve(
       gram[rows[:, None], rows],
       gram[column, rows] - l1,

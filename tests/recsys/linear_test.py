@@ -17,6 +17,7 @@ from jaxpapers.recsys import (
   sampling,
   sgd,
   slim,
+  slim_active,
   slim_sweeps,
 )
 from jaxpapers.recsys import gram as gram_lib
@@ -118,8 +119,15 @@ class SlimTest(parameterized.TestCase):
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
     found = [b for _, b in slim._working_sets(gram.toarray(), settings, 16)]
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
-    found = [b for _, b in slim._met(gram.toarray(), settings, 16)]
-    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    for most in (8192, 25):  # All items but one meet 39.
+      with mock.patch.object(slim_active, '_MOST', most):
+        found = [b for _, b in slim._met(gram.toarray(), settings, 16)]
+      np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    with mock.patch.object(slim_active, '_MOST', 25):
+      _, solved = slim_active.solve_met(
+        gram.toarray(), np.arange(40), *settings[:3]
+      )
+    self.assertEqual(int(solved.sum()), 1)
     found = [b for _, b in slim._dense_blocks(gram.toarray(), settings, 16)]
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
 
