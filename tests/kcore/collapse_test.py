@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import kcore
@@ -152,6 +153,7 @@ class SteadyStateTest(parameterized.TestCase):
     # The sigmoid of slope 60 is 6e-6 below 1 there.
     np.testing.assert_allclose(high, 1.1, atol=1e-5)
 
+  @pytest.mark.slow
   def test_jit_and_vmap_over_matrices(self):
     batch = np.stack([samples.random_graph(s, n=20, p=0.3) for s in range(3)])
     params = kcore.CollapseParams(0.1, 1.0, 20.0, 1.0, 0.5, None)

@@ -186,6 +186,7 @@ class NullCorenessTest(absltest.TestCase):
     expected = kcore.null_coreness(key, edges, n, 3)
     assert_same(kcore.null_coreness(key, padded, n, 3), expected)
 
+  @pytest.mark.slow
   def test_eight_devices_are_one_device(self):
     key, edges, n = small()
     expected = kcore.null_coreness(key, edges, n, 20, chunk=5)

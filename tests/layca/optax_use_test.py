@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
@@ -52,6 +53,7 @@ def train(place, on_update=None):
 
 
 class MeshTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_eight_devices_equal_one(self):
     code = (
       MESH_CODE

@@ -185,6 +185,7 @@ class ScriptsTest(parameterized.TestCase):
       parts['test_accuracy'].shape, curves['test_accuracy'].shape
     )
 
+  @pytest.mark.slow
   def test_compare(self):
     folder = self.folder / 'run'
     text = self.run_script('layca_compare', 'run', 3)
@@ -199,6 +200,7 @@ class ScriptsTest(parameterized.TestCase):
     self.assertTrue((folder / 'adam' / 'curves.csv').is_file())
     self.assertFalse((folder / 'rmsprop').exists())
 
+  @pytest.mark.slow
   def test_replay(self):
     folder = self.folder / 'run'
     self.run_script('layca_replay', 'run', 3)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca, training
@@ -25,6 +26,7 @@ def problem():
 
 
 class PopulationTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_equals_runs_one_after_the_other(self):
     init, loss_fn, batch = problem()
     members = sweep.grid((0.1, 0.02), (0.0, -0.5))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import layca as lib
@@ -222,6 +223,7 @@ class KerasBasesTest(parameterized.TestCase):
     self.assertLess(worst(out, file, f'nolayca_{case}|float64|'), 1e-12)
 
   @parameterized.parameters(lib.layca_sgd, lib.layca_amom_sgd)
+  @pytest.mark.slow
   def test_decay(self, alias):
     # Keras: lr / (1 + decay iterations), iterations 0 at the first step.
     with jax.enable_x64(True):

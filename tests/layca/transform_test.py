@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl import logging
 from absl.testing import absltest, parameterized
 
@@ -168,6 +169,7 @@ class EdgesTest(parameterized.TestCase):
   @parameterized.product(
     project=(True, False), normalize=('norm', ('ema', 0.9))
   )
+  @pytest.mark.slow
   def test_derivative_with_respect_to_a_rate_of_zero(self, project, normalize):
     w, g, probe = (
       jnp.asarray(normal(name, (9, 4)), jnp.float32) for name in 'wgp'
@@ -266,6 +268,7 @@ class EdgesTest(parameterized.TestCase):
     np.testing.assert_array_equal(updates['a'], 0)
     self.assertTrue((updates['b'] != 0).all())
 
+  @pytest.mark.slow
   def test_nan_stays_in_its_leaf(self):
     params = {'a': jnp.ones((3, 2)), 'b': jnp.ones((3, 2))}
     gradient = jnp.asarray(normal('g', (3, 2)), jnp.float32)
@@ -292,6 +295,7 @@ class EdgesTest(parameterized.TestCase):
       new = one_step(w, g * 3.0**-3, eps_abs=1e-7, rate_in_direction=True)
       self.assertAlmostEqual(tangent(w, new), turns * 3.0**-3, delta=1e-6)
 
+  @pytest.mark.slow
   def test_target_norm(self):
     w, g = normal('w', (12, 7)), normal('g', (12, 7))
     for radius in (0.5, 200.0):
@@ -307,6 +311,7 @@ class EdgesTest(parameterized.TestCase):
     updates, _ = tx.update(jnp.asarray(g, jnp.float32), state, 3 * w)
     self.assertAlmostEqual(norm(3 * w + updates) / norm(w), 3, delta=1e-5)
 
+  @pytest.mark.slow
   def test_gradient_through_a_step(self):
     w = jnp.asarray(normal('w', (6, 5)), jnp.float32)
     g = jnp.asarray(normal('g', (6, 5)), jnp.float32)
@@ -349,6 +354,7 @@ class EdgesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"'a'.*not finite"):
       tx.init({'a': w.at[0, 0].set(jnp.nan)})
 
+  @pytest.mark.slow
   def test_what_follows_layca_is_noticed_outside_jit(self):
     w, g = jnp.eye(3), jnp.asarray(normal('g', (3, 3)), jnp.float32)
     for tx, warnings in (
@@ -391,6 +397,7 @@ class HalfPrecisionTest(absltest.TestCase):
     # Recomputed from the weights, the norm would drift by 3e-3.
     self.assertAlmostEqual(norm(end) / norm(start), 1, delta=1e-4)
 
+  @pytest.mark.slow
   def test_float32_weights_turn_by_tiny_angles_of_bfloat16_gradients(self):
     start, end = self._run(3.0**-7, 1, jnp.float32, jnp.bfloat16)
     self.assertAlmostEqual(tangent(start, end) * 3**7, 1, delta=0.01)

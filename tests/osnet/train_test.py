@@ -51,6 +51,7 @@ def changed(old, new):
 
 
 class LossTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_parts_and_frozen_base(self):
     objective = train.Objective(triplet=0.5, circle=0.1)
     job = make_job(

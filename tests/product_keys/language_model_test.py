@@ -299,6 +299,7 @@ class PositionsTest(parameterized.TestCase):
         )
       )
 
+  @pytest.mark.slow
   def test_causal(self):
     model = small_model()
     tokens = jnp.arange(8)[None]

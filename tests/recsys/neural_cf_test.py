@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import recsys
@@ -143,6 +144,7 @@ class FitTest(parameterized.TestCase):
     cls.data = _groups()
     cls.search, cls.validation = recsys.split_user_fraction(0, cls.data, 0.8)
 
+  @pytest.mark.slow
   def test_phases_choose_their_epochs_on_validation_data(self):
     options = {
       'factors': 4, 'batch_size': 32, 'learning_rate_pretrain': 0.02,

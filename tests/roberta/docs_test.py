@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 
+import pytest
 from absl.testing import absltest
 
 from tests.helpers.repository import ROOT
@@ -14,6 +15,7 @@ class DocsTest(absltest.TestCase):
     super().setUp()
     self.text = (ROOT / 'docs' / 'roberta.md').read_text('utf-8')
 
+  @pytest.mark.slow
   def test_loop(self):
     code = re.search(r'```python\n(import jax.*?)```', self.text, re.DOTALL)[1]
     printed = io.StringIO()

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.roberta import masking
@@ -252,6 +253,7 @@ class KeysTest(parameterized.TestCase):
 
 
 class DevicesTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_divided_batch_needs_no_communication(self):
     devices.run("""
       import jax

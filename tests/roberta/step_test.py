@@ -104,6 +104,7 @@ class AccumulationTest(parameterized.TestCase):
 
 
 class CompilationTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_one_program(self):
     traces = []
     init, inner = make_loss(EncoderConfig(**SMALL))
@@ -249,6 +250,7 @@ class MeshTest(absltest.TestCase):
       self.assertEqual(many['programs'], 1, case)
       self.assertEqual(many['shard'], shard, case)
 
+  @pytest.mark.slow
   def test_eight_devices_equal_one(self):
     # With dropout and unequal counts.
     self.compare([('data:2,fsdp:2,model:2', 'fsdp+tensor')], [1 / 4])

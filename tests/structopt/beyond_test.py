@@ -130,6 +130,7 @@ class MultiLoadTest(absltest.TestCase):
       for forces in problem.nodal_forces
     ]
 
+  @pytest.mark.slow
   def test_loss_is_the_sum_of_cases(self):
     problem = beyond.moving_load_bridge(32, 12, 0.3)
     run = runner.optimize(problem, 'mma', steps=3)
@@ -159,6 +160,7 @@ class MultiLoadTest(absltest.TestCase):
 
 
 class ProjectionTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_continuation_makes_black_and_white(self):
     problem = families.mbb_beam(32, 12, 0.5)
 

@@ -279,6 +279,7 @@ class MeshTest(parameterized.TestCase):
       # The float32 factor is nearly the inverse.
       self.assertLess(int(info.iterations), 10)
 
+  @pytest.mark.slow
   def test_mixed_precision_survives_islands(self):
     # Rounding makes the float32 factor of the first design indefinite; it is
     # made again of lifted moduli, for that design alone.
@@ -337,6 +338,7 @@ class MechanicsTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(value, pull**2 * nx / (2.0 * ny), rtol=1e-12)
 
+  @pytest.mark.slow
   def test_beam_converges_to_theory(self):
     # Tip deflection of a clamped beam of slenderness 10 under a tip load:
     # bending and shear, E = 1, load 1, thickness 1. Bilinear elements
@@ -353,6 +355,7 @@ class MechanicsTest(parameterized.TestCase):
     self.assertLess(errors[2], 0.01)
     self.assertGreater(errors[0] / errors[1], 3.0)
 
+  @pytest.mark.slow
   def test_scaling_symmetry_and_monotonicity(self):
     rng = np.random.default_rng(2)
     problem = families.cantilever_beam_full(24, 12, 0.4, 0.5)
@@ -374,6 +377,7 @@ class MechanicsTest(parameterized.TestCase):
     )
     self.assertLess(float(jnp.max(gradient)), 0)
 
+  @pytest.mark.slow
   def test_load_cases_share_one_factorisation(self):
     problem = families.cantilever_beam_full(24, 16, 0.4)
     forces = np.zeros((2, 17, 25, 2))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.optimize
 from absl.testing import absltest, parameterized
 
@@ -139,6 +140,7 @@ class LBFGSTest(parameterized.TestCase):
     )
     self.assertLess(float(state.value) - 1e4, 1e-8)
 
+  @pytest.mark.slow
   def test_vmap_equals_loop_although_searches_differ(self):
     starts = np.stack([np.full(4, -1.2), np.full(4, 0.5), np.full(4, 3.0)])
     init, update = lbfgs_lib.lbfgs()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import density, fem, mechanism
@@ -73,6 +74,7 @@ class OutputDisplacementTest(parameterized.TestCase):
 
 
 class ForceInverterTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_inverts_within_its_volume(self):
     task = mechanism.force_inverter(24, 12)
     calls = []

@@ -129,6 +129,7 @@ class GoldenTest(parameterized.TestCase):
         atol=1e-5 * _CNN[tag]['grad_ct_norms'][f'conv{i}/bias'],
       )
 
+  @pytest.mark.slow
   def test_gradient_of_compliance(self):
     self._check_gradient('mbb60x20')
 
@@ -313,6 +314,7 @@ class CNNDesignTest(parameterized.TestCase):
       count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
       self.assertEqual(count, expected)
 
+  @pytest.mark.slow
   def test_initial_statistics(self):
     design = models.CNNDesign(nely=32, nelx=64, dense_init_scale=2.0)
     params = _init(design, 3)['params']
@@ -393,6 +395,7 @@ class CNNDesignTest(parameterized.TestCase):
     second = jax.tree.map(lambda leaf: leaf[1], batch)
     chex.assert_trees_all_close(second, alone, atol=1e-5)
 
+  @pytest.mark.slow
   def test_half_precision(self):
     full = _SMALL
     half = full.clone(dtype=jnp.bfloat16)

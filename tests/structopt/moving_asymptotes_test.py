@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import nlopt
 import numpy as np
+import pytest
 import scipy.optimize
 from absl.testing import absltest, parameterized
 
@@ -133,6 +134,7 @@ class MMATest(parameterized.TestCase):
     self.assertEqual(int(state.evaluations), 40)
 
   @parameterized.parameters(1, 2)
+  @pytest.mark.slow
   def test_vmap_equals_loop(self, m):
     problems = [_quadratic_problem(seed, 5, m) for seed in range(3)]
     init, update = mma_lib.mma(-1.0, 2.0, m, shape=(5,))

@@ -41,6 +41,7 @@ class GoldenTest(parameterized.TestCase):
     name=('mbb_beam_96x32_0.5', 'cantilever_beam_two_point_64x48_0.4'),
     method=('mma', 'oc'),
   )
+  @pytest.mark.slow
   def test_every_loss_of_the_deterministic_methods(self, name, method):
     self._check_every_loss(name, method)
 
@@ -156,6 +157,7 @@ class GoldenTest(parameterized.TestCase):
 
 class OptimizeTest(parameterized.TestCase):
   @parameterized.parameters('cnn-lbfgs', 'adam')
+  @pytest.mark.slow
   def test_network(self, method):
     run = runner.optimize(
       _small(), method, steps=40, seed=1, cnn_kwargs=_tiny_cnn()
@@ -248,6 +250,7 @@ class OptimizeTest(parameterized.TestCase):
     runner.optimize(other, 'oc', steps=5)
     self.assertEqual(methods.advance._cache_size(), before)
 
+  @pytest.mark.slow
   def test_projection(self):
     plain = runner.optimize(_small(), 'mma', steps=40)
     sharp = runner.optimize(
@@ -260,6 +263,7 @@ class OptimizeTest(parameterized.TestCase):
     self.assertLess(grey(sharp.final_design), 0.7 * grey(plain.final_design))
     self.assertEqual(sharp.evaluations, 41)
 
+  @pytest.mark.slow
   def test_load_cases_and_passive_solids(self):
     base = _small()
     second = np.zeros_like(base.forces)

@@ -148,6 +148,7 @@ class RunTest(parameterized.TestCase):
       # The same program on the same machine; threads may sum in other orders.
       np.testing.assert_allclose(run.losses, other.losses, rtol=1e-9)
 
+  @pytest.mark.slow
   def test_two_processes_share_the_work(self):
     with socket.socket() as server:
       server.bind(('localhost', 0))
@@ -188,6 +189,7 @@ class RunTest(parameterized.TestCase):
       (other,) = [r for r in runs.find(self.straight.name) if r.key == run.key]
       np.testing.assert_allclose(run.losses, other.losses, rtol=1e-9)
 
+  @pytest.mark.slow
   def test_batch_of_seeds(self):
     done = scripts.run(
       _SCRIPT,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers.structopt import elements, render3d, solid3d
@@ -129,6 +130,7 @@ class ComplianceTest(parameterized.TestCase):
 
 
 class OptimizeTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_cantilever(self):
     task = solid3d.cantilever_3d(16, 8, 4, 0.2)
     run = solid3d.optimize_solid(task, steps=12)

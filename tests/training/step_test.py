@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxpapers import training
@@ -177,6 +178,7 @@ class StepTest(parameterized.TestCase):
     difference = abs(half.params['w'] - full.params['w']).max()
     self.assertBetween(float(difference), 1e-7, 2e-2)
 
+  @pytest.mark.slow
   def test_population_equals_a_loop(self):
     keys = jax.random.split(jax.random.key(1), 3)
     # SGD: Adam would blow up rounding where a bias comes before batch norm.
