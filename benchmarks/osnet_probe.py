@@ -8,8 +8,8 @@ on a GPU without TF32.
   python benchmarks/osnet_probe.py --seeds=10 --steps=500,1000
   python benchmarks/osnet_probe.py --of=torch --seeds=2 --steps=500
 
-Prints a line of JSON for each run, and at the end the share of seeds that reach
-85 % at lag 6, with the median.
+Prints a line of JSON for each run, and at the end how many seeds reach 85
+percent at lag 6, with the median.
 """
 
 import json
@@ -101,6 +101,8 @@ def main(argv):
   runs = {'ours': _ours, 'torch': _torch}
   _side_by_side.choose('of', _OF.value, list(runs))
   _side_by_side.use_threads()
+  if not _STEPS.value or not all(x.isdecimal() for x in _STEPS.value):
+    raise app.UsageError(f'--steps: {_STEPS.value}; expected numbers')
   found = {}
   for steps in map(int, _STEPS.value):
     for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):

@@ -51,11 +51,9 @@ import _recsys_vae
 import numpy as np
 from absl import app, flags
 
-_PARTS = flags.DEFINE_list(
-  'parts',
-  ['similarity', 'ease', 'ials', 'evaluate', 'slim', 'mult_vae', 'sweep'],
-  'What to do.',
-)
+_USUAL = 'similarity', 'ease', 'ials', 'evaluate', 'slim', 'mult_vae', 'sweep'
+_KNOWN = (*_USUAL, 'scale', 'accelerator')
+_PARTS = flags.DEFINE_list('parts', list(_USUAL), 'What to do.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Calls of each program.')
 _USERS = flags.DEFINE_integer('users', 50_000, 'Of the part scale.')
 _ITEMS = flags.DEFINE_integer('items', 10_000, 'Of the part scale.')
@@ -393,6 +391,9 @@ def main(argv):
   import jax
 
   wanted = set(_PARTS.value)
+  unknown = sorted(wanted - set(_KNOWN))
+  if unknown:
+    raise app.UsageError(f'--parts: {unknown}; of {list(_KNOWN)}')
   results = {}
   if wanted & {'similarity', 'ease', 'ials', 'mult_vae', 'evaluate'}:
     train, test, source = _movielens()

@@ -103,10 +103,9 @@ def CUHK01(
 
   Args:
     root: The folder that holds campus, or one above it, named cuhk01 or CUHK01.
-    split: 0 to 2 num_splits - 1; an odd one is the one before with queries and
-      gallery swapped.
-    num_splits: How many halves are drawn.
-    seed: Of the draw.
+    split: See `VIPeR`, as all that follow.
+    num_splits: See there.
+    seed: See there.
 
   Returns:
     Training images, queries, gallery.
@@ -144,8 +143,8 @@ def iLIDS(
     root: The folder that holds Persons, or one above it, named
       i-LIDS_Pedestrian, in ilids or not.
     split: 0 to num_splits - 1.
-    num_splits: How many halves are drawn.
-    seed: Of the draw.
+    num_splits: See `VIPeR`.
+    seed: See there.
 
   Returns:
     Training images, queries, gallery.
@@ -197,10 +196,9 @@ def PRID(
   Args:
     root: The folder that holds single_shot, or one above it, named prid_2011,
       in prid2011 or not.
-    split: 0 to 2 num_splits - 1; an odd one is the one before with the cameras
-      swapped.
-    num_splits: How many halves are drawn.
-    seed: Of the draw.
+    split: See `VIPeR`, as all that follow; an odd one swaps the cameras.
+    num_splits: See there.
+    seed: See there.
 
   Returns:
     Training images, queries, gallery.

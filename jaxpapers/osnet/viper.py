@@ -8,6 +8,8 @@ from jaxpapers.data import files, images
 from jaxpapers.osnet.splits import (
   ReIDDataset,
   ReIDSplit,
+  chosen,
+  concatenated,
   counted,
   make_split,
 )
@@ -127,19 +129,11 @@ def half_split(
   people = np.intersect1d(first.pids, second.pids)
   _, (trained, tested) = halves(name, people, split, 2 * num, seed, 2)
 
-  def of(part, chosen):
-    kept = np.flatnonzero(np.isin(part.pids, chosen))
-    return ReIDSplit(
-      tuple(part.paths[i] for i in kept), part.pids[kept], part.camids[kept]
-    )
-
-  sides = [of(first, trained), of(second, trained)]
-  train = ReIDSplit(
-    sides[0].paths + sides[1].paths,
-    np.concatenate([side.pids for side in sides]),
-    np.concatenate([side.camids for side in sides]),
+  sides = first, second
+  train = concatenated(
+    [chosen(side, np.isin(side.pids, trained)) for side in sides]
   )
-  query, gallery = of(first, tested), of(second, tested)
+  query, gallery = (chosen(side, np.isin(side.pids, tested)) for side in sides)
   if split % 2:
     query, gallery = gallery, query
   return counted(ReIDDataset(name, train, query, gallery))

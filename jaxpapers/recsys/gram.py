@@ -97,9 +97,7 @@ def device_gram(
     space = most - len(row)
     left = None
     if row_weights is not None:
-      left = np.pad(
-        row_weights[first:last], (0, block - len(range(first, last)))
-      )
+      left = np.pad(row_weights[first:last], (0, block - (last - first)))
     gram = _add_products(
       gram,
       np.pad(row, (0, space), constant_values=block),
